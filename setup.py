@@ -1,4 +1,4 @@
-"""Everything here comes from settings.ini."""
+"""Everything that can change is read from settings.ini."""
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,30 +8,37 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
+readme = here / "README.md"
 
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    keywords=cfg["keywords"],
+    keywords=cfg["keywords"].split(),
     author=cfg["author"],
     author_email=cfg["author_email"],
     url=cfg["git_url"],
+    project_urls={"Issues": f"{cfg['git_url']}/issues", "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
     license="Apache-2.0",
     license_files=["LICENSE"],
-    long_description=(here / "README.md").read_text(encoding="utf-8") if (here / "README.md").exists() else "",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["liverdis", "liverdis.*"]),
-    include_package_data=True,
+    packages=find_packages(include=[cfg["lib_name"], f"{cfg['lib_name']}.*"]),
+    package_data={cfg["lib_name"]: ["py.typed"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
     python_requires=f">={cfg['min_python']}",
+    # nbdev finds the API documentation of other libraries through the `nbdev` entry point
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
+        "Framework :: Jupyter",
         "Intended Audience :: Science/Research",
+        "Natural Language :: English",
         "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
     ],
     zip_safe=False,
 )

@@ -1,0 +1,70 @@
+# `make` lists what there is. Every target that needs it first makes .venv from requirements.lock, and again when the lock or the package's metadata change.
+#   PYTHON=python3.12   the interpreter of a new .venv
+#   CPU=1               a machine without an NVIDIA card: PyTorch's CPU build, 3 GB less to download (CONTRIBUTING.md)
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+OUT ?= runs/demo
+NB ?= $(sort $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check
+MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+
+.PHONY: help venv test reproduce notebooks export readme check lock build clean
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+test: $(STAMP) ## every notebook as a test (nbdev_test), then tests/ (pytest)
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing
+	$(BIN)/pytest
+
+reproduce: $(STAMP) ## the paper's experiment on the embedded cohort, reduced (preset demo), into OUT=runs/demo; run again to go on after a stop
+	$(BIN)/liverdis reproduce --preset demo --out $(OUT)
+
+notebooks: $(STAMP) ## run notebooks and store their outputs: all, or NB="nbs/01_ct.ipynb ..."
+	$(BIN)/python .ci/run_notebooks.py $(NB)
+	$(BIN)/nbdev_clean
+
+export: $(STAMP) ## notebooks to liverdis/*.py, then clean the notebooks; before every commit
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+check: $(STAMP) ## fail when a notebook is not clean or liverdis/ is not what the notebooks export; works on a copy, changes nothing
+	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp -R nbs liverdis settings.ini pyproject.toml "$$copy" && \
+	(cd "$$copy" && "$(CURDIR)/$(BIN)/nbdev_export" && "$(CURDIR)/$(BIN)/nbdev_clean") && \
+	for p in nbs liverdis pyproject.toml; do diff -ru -x __pycache__ $$p "$$copy/$$p" || drift=1; done && \
+	if [ -n "$$drift" ]; then echo 'notebooks and liverdis/ differ from what nbdev makes of them: run `make export`, look, commit' >&2; exit 1; fi && \
+	echo 'notebooks clean, liverdis/ in step'
+
+build: ## sdist and wheel into dist/, checked as PyPI checks them
+	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools" build' EXIT && rm -rf build dist && \
+	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install --quiet --disable-pip-version-check build twine && \
+	"$$tools/bin/python" -m build && "$$tools/bin/twine" check --strict dist/*
+
+lock: ## resolve settings.ini anew into requirements.lock, for all platforms; keeps what still fits, LOCK=--upgrade takes the newest
+	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
+	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install --quiet --disable-pip-version-check uv && \
+	UV_PYTHON_DOWNLOADS=never "$$tools/bin/uv" --no-config pip compile --quiet --universal --python-version $(MIN_PYTHON) --extra dev --generate-hashes \
+	  --no-annotate --custom-compile-command 'make lock' $(LOCK) setup.py --output-file requirements.lock
+
+clean: ## remove what is built or cached; runs/, phantom/ and .venv stay
+	rm -rf build dist _proc _docs *.egg-info .pytest_cache && find nbs liverdis tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+venv: $(STAMP) ## only the environment
+
+# An interrupted install leaves no stamp and is taken up again. pip checks the lock's hashes; the CPU build is another file, so there they are left out.
+$(STAMP): requirements.lock settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; v = tuple(map(int, "$(MIN_PYTHON)".split("."))); sys.exit(0 if sys.version_info >= v else \
+	  f"liverdis needs Python $(MIN_PYTHON) or newer and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.x ...")'
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	@echo 'installing requirements.lock into .venv: some minutes and, with CUDA, 3 GB the first time'
+ifdef CPU
+	sed -E -e '/^ +--hash/d' -e 's/ \\$$//' requirements.lock | grep -vE '^(nvidia-|cuda-|triton=)' >.venv/cpu.txt
+	$(PIP) --extra-index-url https://download.pytorch.org/whl/cpu -r .venv/cpu.txt
+else
+	$(PIP) -r requirements.lock
+endif
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
