@@ -8,10 +8,10 @@ OUT ?= runs/demo
 NB ?= $(sort $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
 BIN := .venv/bin
 STAMP := .venv/.installed
-PIP := $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
-.PHONY: help venv test reproduce notebooks export readme check lock build clean
+.PHONY: help venv test reproduce notebooks export check lock build clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
