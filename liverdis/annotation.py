@@ -6,8 +6,6 @@
 __all__ = ['READERS', 'read_mask']
 
 # %% ../nbs/02_annotation.ipynb #a9e972ac
-from pathlib import Path
-
 import highdicom as hd
 import numpy as np
 from PIL import Image
@@ -24,7 +22,7 @@ def _read_png(path, segment, ct):
         raise InputError(f"{path}: cannot be read as PNG ({brief(e)}); give a PNG file (JPEG would blur the mask)") from e
     return image > 0 if image.ndim == 2 else (image[..., [b != 'A' for b in bands]] > 0).any(-1)
 
-def _same_place(a, b, atol=.1): return a is None or b is None or np.allclose(np.asarray(a, float), np.asarray(b, float), atol=atol)   # mm
+def _same_place(a, b, atol=.1): return a is None or b is None or np.allclose(np.asarray(a, float), np.asarray(b, float), atol=atol)   # 0.1 mm: rounded tags differ by less, slices by more
 
 def _read_dicom_mask(path, segment, ct):
     "DICOM image of two values, 0 and another"
@@ -77,7 +75,7 @@ def _read_seg(path, segment, ct):
         labelmap = 'SegmentIdentificationSequence' not in g
         if not labelmap and g.SegmentIdentificationSequence[0].ReferencedSegmentNumber != numbers[segment]: continue
         try: frame = seg.get_stored_frame(i)
-        except Exception as e: raise InputError(f"{path}: frame {i} cannot be decoded ({seg.file_meta.TransferSyntaxUID.name}); save it uncompressed") from e
+        except Exception as e: raise InputError(f"{path}: frame {i} cannot be decoded ({seg.file_meta.TransferSyntaxUID.name}); fetch it again, or save it uncompressed") from e
         mask |= frame == (numbers[segment] if labelmap else 1)
     return mask
 
