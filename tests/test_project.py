@@ -67,7 +67,8 @@ def problems(nb, path, size):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebook_is_fit_to_be_read(path):
-    assert not problems(json.loads(path.read_text(encoding="utf-8")), path.relative_to(ROOT).as_posix(), path.stat().st_size)
+    found = problems(json.loads(path.read_text(encoding="utf-8")), path.relative_to(ROOT).as_posix(), path.stat().st_size)
+    assert not found
 
 
 def notebook(**replaced):
