@@ -147,8 +147,8 @@ def _verdict(ok): return HOLDS if ok else FAILS
 def _fold_findings():
     "Findings on the six fold accuracies and their averages."
     sizes, fits = divisions(), {rule: len(possible_sizes(rule)) for rule in RULES}
-    yield Finding('Table 2', 'six fold accuracies', _verdict(fits['either']), f'Of {len(sizes):,} divisions of {N_CASES} cases into three folds (sizes 1 to {N_CASES - 2}), '
-                  + ', '.join(f'{n} can print all six {_HABIT[rule]}' for rule, n in fits.items()) + '. At least one value is misprinted, or the folds do not make up the dataset.')
+    yield Finding('Table 2', 'six fold accuracies', _verdict(fits['either']), f'Of {len(sizes):,} divisions of {N_CASES} cases into three folds (sizes 1 to {N_CASES - 2}), these can print all six: '
+                  + ', '.join(f'{n} {_HABIT[rule]}' for rule, n in fits.items()) + '. At least one value is misprinted, or the folds do not make up the dataset.')
     ones = {rule: search(rule, 1) for rule in RULES}
     for _, s in ones['truncated'].iterrows():
         avg, printed = averages(implied_table(s)), averages(TABLE2)
