@@ -52,7 +52,7 @@ class RandomAffine(DisplayedTransform):
 
     def encodes(self, x: TensorROI):
         grid = F.affine_grid(self.matrices(len(x), x.device).to(x.dtype), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
+        return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
 
 # %% ../nbs/06_data.ipynb #03e2b513
 class CachedDL(TfmdDL):

@@ -165,10 +165,11 @@ def verify_files(m: Manifest):
 # %% ../nbs/00_manifest.ipynb #0a75b37c
 def _parts(df, n, seed):
     "Number of the part (0..n-1) of each row: parts stratified by label, grouped by patient"
-    part = np.zeros(len(df), int)
+    part, ids = np.zeros(len(df), int), df.patient_id.unique()
+    patient = df.patient_id.map(dict(zip(ids, np.random.default_rng(seed).permutation(len(ids)))))   # its own shuffle=True does not stratify before 1.8
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)   # fewer members than parts: expected with ten parts, checked by our caller
-        split = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(df, df.label, df.patient_id)
+        split = StratifiedGroupKFold(n).split(df, df.label, patient)
         for k, (_, rows) in enumerate(split): part[rows] = k
     return part
 
