@@ -87,14 +87,14 @@ def comparison(
 def leakage(
     results: dict, # results.json
 ) -> str:
-    "What the codes hold, in words; means over test cases."
+    "What the codes hold, in words; means over folds, as in the table."
     n = np.array([f['n_test'] for f in results['folds']])
-    mean = lambda key: np.average([f['disentangle'][key] for f in results['folds']], weights=n)
+    mean = lambda key: np.mean([f['disentangle'][key] for f in results['folds']])
     r, guess = mean('probe_r_accuracy'), mean('majority_accuracy')
     repeats = len({f['repeat'] for f in results['folds']})
     left = r - guess > 2*(guess*(1 - guess)/(n.sum()/repeats))**.5
     code, image = mean('swap_to_code'), mean('swap_to_image')
-    return (f"A fresh linear probe reads the class from r in {r:.0%} of unseen cases; the most frequent class alone gives {guess:.0%}: {'class is left in r' if left else 'no class shown to be left in r'}. "
+    return (f"On average over folds, a fresh linear probe reads the class from r in {r:.0%} of unseen cases; the most frequent class alone gives {guess:.0%}: {'class is left in r' if left else 'no class shown to be left in r'}. "
             f"From c it reads {mean('probe_c_accuracy'):.0%}. After a swap the judge sees the class of c in {code:.0%} and the class of r in {image:.0%} of the images: "
             f"{'c carries more of the class than r' if code > image else 'c does not carry the class'}. On original images it is right in {mean('judge_accuracy'):.0%}. Reconstruction error (MSE, grey 0 to 1): {mean('test_mse'):.4f}.")
 
@@ -183,7 +183,7 @@ _TEMPLATE = '''<!doctype html>
 main { max-width:62rem; margin:0 auto; padding:1.5rem 1rem 3rem } h1 { font-size:1.6rem; line-height:1.25; margin:0 0 .3rem; text-wrap:balance } h2 { font-size:1.15rem; margin:0 0 .6rem }
 p { margin:.5rem 0 } figure + p { margin-top:.8rem } .soft { color:var(--soft); font-size:.9rem } section { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:1.1rem 1.2rem; margin-top:1rem }
 .note { background:var(--warn-bg); color:var(--warn); border-radius:8px; padding:.6rem .9rem; margin:.8rem 0 } .say { border-left:4px solid var(--blue); padding-left:.8rem }
-dl { display:grid; grid-template-columns:repeat(auto-fit, minmax(13rem, 1fr)); gap:.5rem 1.2rem; margin:.4rem 0 0 } dt { color:var(--soft); font-size:.8rem } dd { margin:0; overflow-wrap:anywhere }
+dl { display:grid; grid-template-columns:repeat(auto-fit, minmax(13rem, 1fr)); gap:.5rem 1.2rem; margin:.4rem 0 0 } dl > :last-child { grid-column:1 / -1 } dt { color:var(--soft); font-size:.8rem } dd { margin:0; overflow-wrap:anywhere }
 .side { display:flex; flex-wrap:wrap; gap:1.2rem 2rem } .side > div { flex:1 1 22rem; min-width:0 } .side > div:first-child { flex-basis:27rem } h3 { font-size:.95rem; margin:.6rem 0 .3rem }
 .scroll { overflow-x:auto } table { border-collapse:collapse; font-size:.9rem; font-variant-numeric:tabular-nums } th, td { padding:.3rem .55rem; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap }
 thead th { color:var(--soft); font-weight:600; vertical-align:bottom; white-space:normal; line-height:1.25 } tbody th { font-weight:500 } th:first-child, .text td { text-align:left } .text td:last-child { white-space:normal; min-width:16rem }
@@ -226,7 +226,7 @@ def _facts(run):
     n = df.label.value_counts()
     return {'preset': r['preset'], 'cases': f"{len(df)}, of {df.patient_id.nunique()} patients", 'classes': ', '.join(f'{n.get(c, 0)} {c}' for c in CLASSES), 'seed': r['seed'], 'repeats': r['summary']['n_repeats'],
             'device': f"{r['device']}, {r['threads']} thread(s) a training", 'started': r['started'].replace('T', ' ').replace('+00:00', ' UTC'), 'wall time': timedelta(seconds=round(r['wall_time_s'])), 'git revision': (r['git_revision'] or 'none')[:12],
-            'versions': ', '.join(f'{k} {v}' for k, v in r['versions'].items()), 'data checksum': r['data_checksum'][:16]}
+            'data checksum': r['data_checksum'][:16], 'versions': ', '.join(f'{k} {v}' for k, v in r['versions'].items())}
 
 def _overall(results):
     rows = {'accuracy, %': ('accuracy_pooled', 100, 1), 'balanced accuracy, %': ('balanced_accuracy', 100, 1), 'Brier score (0 to 2)': ('brier', 1, 3), 'calibration error': ('ece', 1, 3)}
