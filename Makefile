@@ -5,13 +5,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 OUT ?= runs/demo
+TO ?= README.md
 NB ?= $(sort $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
-.PHONY: help venv test reproduce notebooks export check lock build clean
+.PHONY: help venv test reproduce readme publish notebooks export check lock build clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +28,12 @@ notebooks: $(STAMP) ## run notebooks and store their outputs: all, or NB="nbs/01
 	$(BIN)/python .ci/run_notebooks.py $(NB)
 	$(BIN)/nbdev_clean
 
+readme: $(STAMP) ## README.md from what nbs/index.ipynb says and shows
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's@\]\(([a-z0-9_/]+\.(ipynb|png))\)@](nbs/\1)@g' >$(TO)
+
+publish: $(STAMP) ## keep the small files of OUT (runs/demo) in nbs/results, where notebooks and README quote them
+	mkdir -p nbs/results/$(notdir $(OUT)) && cp $(addprefix $(OUT)/,results.json predictions.csv figures.npz) nbs/results/$(notdir $(OUT))
+
 export: $(STAMP) ## notebooks to liverdis/*.py, then clean the notebooks; before every commit
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
@@ -35,7 +42,8 @@ check: $(STAMP) ## fail when a notebook is not clean or liverdis/ is not what th
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp -R nbs liverdis settings.ini pyproject.toml "$$copy" && \
 	(cd "$$copy" && "$(CURDIR)/$(BIN)/nbdev_export" && "$(CURDIR)/$(BIN)/nbdev_clean") && \
 	for p in nbs liverdis pyproject.toml; do diff -ru -x __pycache__ $$p "$$copy/$$p" || drift=1; done && \
-	if [ -n "$$drift" ]; then echo 'notebooks and liverdis/ differ from what nbdev makes of them: run `make export`, look, commit' >&2; exit 1; fi && \
+	$(MAKE) --no-print-directory readme TO="$$copy/README.md" && diff -u README.md "$$copy/README.md" || drift=1; \
+	if [ -n "$$drift" ]; then echo "notebooks, liverdis/ or README.md differ from what is made of them: run \`make export readme\`, look, commit" >&2; exit 1; fi && \
 	echo 'notebooks clean, liverdis/ in step'
 
 build: ## sdist and wheel into dist/, checked as PyPI checks them

@@ -34,9 +34,9 @@ COUNTS = {'cyst': 66, 'metastasis': 81, 'hemangioma': 65, 'healthy': 27}  # the 
 @dataclass(frozen=True)
 class Appearance:
     "Every knob that governs how hard the classes are to tell apart."
-    atypical: float = 0.35        # probability that a lesion takes an atypical look of its class
+    atypical: float = 0.75        # probability that a lesion takes an atypical look of its class
     contrast: float = 1.0         # factor on what sets a lesion apart inside: nodules, rim, necrosis, fill-in
-    noise: float = 1.0            # factor on the quantum noise of every scanner
+    noise: float = 1.25           # factor on the quantum noise of every scanner
     spread: float = 1.0           # factor on the spread of a lesion's HU about the middle of its range
     edge_mm: float = 2.5          # mean width of the blurred margin of a metastasis
     rim: float = 0.55             # probability that a typical metastasis shows a rim
