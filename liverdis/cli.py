@@ -31,7 +31,7 @@ class _OneLine(TyperGroup):
 
 app = typer.Typer(cls=_OneLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Disentangled codes and mixture-label training for liver lesions in CT. Research use only, not a medical device.')
-_console = Console()
+_console = Console(force_jupyter=False)
 
 class Preset(str, Enum): paper = 'paper'; demo = 'demo'; smoke = 'smoke'
 class Arm(str, Enum): baseline = 'baseline'; proposed = 'proposed'
@@ -58,7 +58,7 @@ def reproduce(
         show = lambda done, total, running: bar.update(task, completed=done, total=total, note=' '.join(running))
         results = experiment.reproduce(out, lesions, s, repeats, jobs, device, show, preset=preset.value, data='own manifest' if manifest else 'phantom')
     path = report.write_report(out)
-    _console.print(_as_table(report.table2(results), 'Table 2: accuracy in %, and what the codes hold'))
+    _console.print(_as_table(report.table2(results).T, 'Table 2: accuracy in %, and what the codes hold'))
     _console.print(f'{path}: tables and figures beside the paper\'s\n{out}/predictions.csv: every prediction\n{out}/weights: every network', soft_wrap=True, highlight=False)
 
 def _phantom(folder, counts):

@@ -79,7 +79,7 @@ def draw(
     grey = dict(cmap='gray', vmin=0, vmax=1)
     left.imshow(window(p.slice.hu, settings.window_centre, settings.window_width), **grey)
     left.contour(p.mask, [.5], colors='tab:orange', linewidths=1)
-    left.add_patch(plt.Rectangle((p.box.col - .5, p.box.row - .5), p.box.width, p.box.height, fill=False, ec='tab:cyan'))
+    left.add_patch(plt.Rectangle((p.box.col - .5, p.box.row - .5), p.box.width, p.box.side, fill=False, ec='tab:cyan'))
     middle.imshow(window(crop(p.slice.hu, p.box, settings.roi_size), settings.window_centre, settings.window_width), **grey)
     for ax, title in ((left, 'slice'), (middle, 'what the networks see')): ax.set_title(title); ax.axis('off')
     right.barh(list(CLASSES), p.mean, color='0.75')
