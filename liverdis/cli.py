@@ -98,7 +98,8 @@ def check(
     for e in errors: print(e, file=sys.stderr)
     if errors: raise InputError(f'{manifest}: {len(errors)} of {len(lesions)} lesions cannot be used')
     counts = lesions.df.groupby('label').agg(lesions=('case_id', 'size'), patients=('patient_id', 'nunique')).reindex(CLASSES, fill_value=0)
-    _console.print(_as_table(counts, f'{manifest}: all {len(lesions)} lesions can be used'))
+    _console.print(f'{manifest}: all {len(lesions)} lesions can be used', soft_wrap=True, highlight=False)
+    _console.print(_as_table(counts, None))
 
 # %% ../nbs/40_cli.ipynb #90bfebbd
 @app.command()

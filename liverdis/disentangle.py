@@ -144,9 +144,11 @@ def disentangle_learner(
     x, y = dls.train.stacked()
     net = Disentangler(*phase1, s).to(device)
     if s.standardise: net.fit_scale(x.as_subclass(torch.Tensor))
-    return Learner(dls, net, loss_func=DisentangleLoss(s.lam, chance_entropy(y.as_subclass(torch.Tensor))), opt_func=Adam, lr=s.disentangle_rate, wd=0.,
-                   splitter=lambda m: [_trained(m)], metrics=[mse, adv_loss, adv_acc], train_bn=False,
-                   cbs=[Adversary(s.adversary_steps, s.adversary_rate), *(cbs or [])])
+    learn = Learner(dls, net, loss_func=DisentangleLoss(s.lam, chance_entropy(y.as_subclass(torch.Tensor))), opt_func=Adam, lr=s.disentangle_rate, wd=0.,
+                    splitter=lambda m: [_trained(m)], metrics=[mse, adv_loss, adv_acc], train_bn=False,
+                    cbs=[Adversary(s.adversary_steps, s.adversary_rate), *(cbs or [])])
+    learn.recorder.train_metrics = True
+    return learn
 
 # %% ../nbs/11_disentangle.ipynb #e916ac29
 @torch.no_grad()

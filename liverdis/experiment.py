@@ -37,7 +37,7 @@ import liverdis
 from .data import dataloaders, part
 from .disentangle import Disentangler, classifier_learner, disentangle_learner, swap
 from .evaluate import majority_accuracy, probe_accuracy, summary, swap_consistency
-from .manifest import CLASSES, InputError, Manifest, make_folds, write_atomic
+from .manifest import CLASSES, InputError, Manifest, make_folds, verify_files, write_atomic
 from .mixture import mixture_learner
 from .models import classifier, encoder
 from .roi import load_rois
@@ -224,9 +224,12 @@ def start_run(
         differs = [f'settings.{k}' for k, v in same['settings'].items() if there['settings'].get(k) != v] + [k for k in same if k != 'settings' and there[k] != same[k]]
         if differs: raise InputError(f"{folder}: holds a run that differs in {', '.join(differs)}: choose another --out, or delete the folder")
         return Run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder/'rois.npy', load_rois(manifest, settings.margin, settings.roi_size))
+    verify_files(manifest)
+    rois = load_rois(manifest, settings.margin, settings.roi_size)
     tables = [make_folds(manifest.df, settings.n_folds, settings.valid_share, stage_seed(settings.seed, r, 0, 'baseline')) for r in range(repeats)]
+    folder.mkdir(parents=True, exist_ok=True)   # from here on nothing can be wrong with the input
+    np.save(folder/'rois.tmp.npy', rois)
+    os.replace(folder/'rois.tmp.npy', folder/'rois.npy')
     write_atomic(folder/'folds.csv', pd.concat(tables, keys=range(repeats), names=['repeat']).reset_index('repeat').to_csv(index=False))
     info = {**about, **same, 'seed': settings.seed, 'n_cases': len(manifest),
             'versions': versions(), 'git_revision': git_revision(), 'started': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')}
@@ -390,7 +393,7 @@ def collect(
     "Write `predictions.csv`, `figures.npz` and `results.json` from the finished stages."
     table = predictions(run)
     write_atomic(run.folder/'predictions.csv', table.to_csv(index=False, float_format='%.6f'))
-    np.savez_compressed(run.folder/'figures.npz', **_figure_arrays(run))
+    np.savez_compressed(run.folder/'figures.npz', **{k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in _figure_arrays(run).items()})
     records = [run.record(st) for st in run.stages]
     results = {**run.info, 'threads': run.settings.threads or os.cpu_count(), 'compute_time_s': round(sum(r['wall_time_s'] for r in records), 1),
                'folds': [_fold_results(run, r, f) for r in range(run.info['repeats']) for f in range(1, run.settings.n_folds + 1)], 'summary': summary(table)}
@@ -407,13 +410,11 @@ def reproduce(
     on_progress=None,      # as for `run_stages`
     **about,               # further facts for the record: `preset='demo', data='phantom'`
 ) -> dict: # as in `results.json`
-    "The paper's experiment: all folds, both arms, all measures. The same call after an interruption goes on."
-    device = device or pick_device()
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    "The paper's experiment: all folds, both arms, all measures. The same call after an interruption goes on. Raises `InputError` before anything is written."
+    began, device = time.perf_counter(), device or pick_device()
+    run = start_run(folder, manifest, settings, repeats, device, **about)
     try:
-        with FileLock(Path(folder)/'.lock', timeout=0):
-            began = time.perf_counter()
-            run = start_run(folder, manifest, settings, repeats, device, **about)
+        with FileLock(run.folder/'.lock', timeout=0):
             run_stages(run, jobs or default_jobs(settings, device), on_progress)
             run.info['wall_time_s'] = round(time.perf_counter() - began, 1)
             return collect(run)

@@ -1,0 +1,126 @@
+"""The `liverdis` command on input that is wrong: one line that names file and row, exit code 2, nothing written."""
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+from typer.testing import CliRunner
+
+from liverdis.cli import app
+from liverdis.manifest import file_checksum, load_manifest
+from liverdis.phantom import write_phantom
+
+ROW = 3  # the spoiled row as a spreadsheet counts, header included
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory):
+    return write_phantom(tmp_path_factory.mktemp("cohort") / "phantom", counts=dict(cyst=3, metastasis=3, hemangioma=3, healthy=3), seed=3).root
+
+
+@pytest.fixture
+def spoil(cohort, tmp_path):
+    """A copy of the cohort whose row `ROW` goes through `change(row, folder)`; checksums are renewed, so that only the fault itself can be found."""
+    def go(change):
+        folder = tmp_path / "cohort"
+        shutil.copytree(cohort, folder)
+        df = load_manifest(folder / "manifest.csv").df.astype(object)
+        row = df.loc[ROW - 2].copy()
+        change(row, folder)
+        if row.sha256 != "0" * 64 and (folder / row.image_path).is_file() and (folder / row.annotation_path).is_file():
+            row.sha256 = file_checksum(folder / row.image_path, folder / row.annotation_path)
+        df.loc[ROW - 2] = row
+        df.to_csv(folder / "manifest.csv", index=False)
+        return folder / "manifest.csv"
+    return go
+
+
+def missing(row, folder):
+    (folder / row.image_path).unlink()
+
+
+def truncated(row, folder):
+    path = folder / row.image_path
+    path.write_bytes(path.read_bytes()[:200_000])
+
+
+def not_ct(row, folder):
+    ds = pydicom.dcmread(folder / row.image_path)
+    ds.Modality = "MR"
+    ds.save_as(folder / row.image_path)
+
+
+def png_mask(mask):
+    def change(row, folder):
+        from PIL import Image
+        Image.fromarray(mask).save(folder / "mask.png")
+        row.annotation_path, row.annotation_kind, row.segment = "mask.png", "png-mask", ""
+    return change
+
+
+def one_pixel():
+    mask = np.zeros((512, 512), np.uint8)
+    mask[250, 250] = 255
+    return mask
+
+
+def other_image(row, folder):
+    df = load_manifest(folder / "manifest.csv").df
+    row.annotation_path = df[df.patient_id != row.patient_id].annotation_path.iloc[0]
+
+
+def field(name, value):
+    def change(row, folder):
+        row[name] = value
+    return change
+
+
+def changed(row, folder):
+    path = folder / row.image_path
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    row.sha256 = "0" * 64
+
+
+FAULTS = {
+    "file changed since": (changed, "have changed"),
+    "missing DICOM": (missing, "no file"),
+    "truncated DICOM": (truncated, None),
+    "MR": (not_ct, "MR"),
+    "annotation of another size": (png_mask(np.ones((64, 64), np.uint8)), "64"),
+    "annotation of another image": (other_image, None),
+    "empty mask": (png_mask(np.zeros((512, 512), np.uint8)), "empty"),
+    "one pixel": (png_mask(one_pixel()), "1 x 1"),
+    "unknown label": (field("label", "abscess"), "abscess"),
+    "absolute path": (field("image_path", "/etc/passwd"), "absolute"),
+    "path with ..": (field("image_path", "../x.dcm"), ".."),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "reproduce"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_input(spoil, tmp_path, fault, command):
+    change, words = FAULTS[fault]
+    manifest, out = spoil(change), tmp_path / "run"
+    args = ["check", str(manifest)] if command == "check" else ["reproduce", "--manifest", str(manifest), "--preset", "smoke", "--out", str(out)]
+    r = CliRunner().invoke(app, args)
+    assert r.exit_code == 2, r.output
+    lines = r.stderr.strip().splitlines()
+    assert f"row {ROW}" in lines[0] and (words is None or words in lines[0]), r.stderr
+    assert len(lines) == 1 or command == "check" and len(lines) == 2   # check lists every faulty row, then says how many
+    assert not out.exists()
+
+
+def test_too_few_patients(cohort, tmp_path):
+    df = load_manifest(cohort / "manifest.csv").df
+    few = df.drop(df.index[df.label == "cyst"][1:])
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort, folder)
+    few.to_csv(folder / "manifest.csv", index=False)
+    r = CliRunner().invoke(app, ["reproduce", "--manifest", str(folder / "manifest.csv"), "--preset", "smoke", "--out", str(tmp_path / "run")])
+    assert r.exit_code == 2 and "cyst" in r.stderr and len(r.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_good_manifest_passes(cohort):
+    r = CliRunner().invoke(app, ["check", str(cohort / "manifest.csv")])
+    assert r.exit_code == 0 and "all 12 lesions can be used" in r.output
