@@ -25,7 +25,7 @@ reproduce: $(STAMP) ## the paper's experiment on the embedded cohort, reduced (p
 	$(BIN)/liverdis reproduce --preset demo --out $(OUT)
 
 notebooks: $(STAMP) ## run notebooks and store their outputs: all, or NB="nbs/01_ct.ipynb ..."
-	$(BIN)/python .ci/run_notebooks.py $(NB)
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore::FutureWarning $(BIN)/python .ci/run_notebooks.py $(NB)
 	$(BIN)/nbdev_clean
 
 readme: $(STAMP) ## README.md from what nbs/index.ipynb says and shows

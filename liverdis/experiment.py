@@ -415,6 +415,7 @@ def reproduce(
     run = start_run(folder, manifest, settings, repeats, device, **about)
     try:
         with FileLock(run.folder/'.lock', timeout=0):
+            if (run.folder/'results.json').exists(): return json.loads((run.folder/'results.json').read_text())
             run_stages(run, jobs or default_jobs(settings, device), on_progress)
             run.info['wall_time_s'] = round(time.perf_counter() - began, 1)
             return collect(run)
