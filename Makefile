@@ -1,6 +1,5 @@
 # `make` lists what there is. Every target that needs it first makes .venv from requirements.lock, and again when the lock or the package's metadata change.
 #   PYTHON=python3.12   the interpreter of a new .venv
-#   CPU=1               a machine without an NVIDIA card: PyTorch's CPU build, 3 GB less to download (CONTRIBUTING.md)
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -62,17 +61,12 @@ clean: ## remove what is built or cached; runs/, phantom/ and .venv stay
 
 venv: $(STAMP) ## only the environment
 
-# An interrupted install leaves no stamp and is taken up again. pip checks the lock's hashes; the CPU build is another file, so there they are left out.
+# An interrupted install leaves no stamp and is taken up again.
 $(STAMP): requirements.lock settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = tuple(map(int, "$(MIN_PYTHON)".split("."))); sys.exit(0 if sys.version_info >= v else \
 	  f"liverdis needs Python $(MIN_PYTHON) or newer and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.x ...")'
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
-	@echo 'installing requirements.lock into .venv: some minutes and, with CUDA, 3 GB the first time'
-ifdef CPU
-	sed -E -e '/^ +--hash/d' -e 's/ \\$$//' requirements.lock | grep -vE '^(nvidia-|cuda-|triton=)' >.venv/cpu.txt
-	$(PIP) --extra-index-url https://download.pytorch.org/whl/cpu -r .venv/cpu.txt
-else
+	@echo 'installing requirements.lock into .venv: some minutes and, on Linux, 3 GB the first time'
 	$(PIP) -r requirements.lock
-endif
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@

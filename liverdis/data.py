@@ -57,14 +57,18 @@ class RandomAffine(DisplayedTransform):
 # %% ../nbs/06_data.ipynb #03e2b513
 class CachedDL(TfmdDL):
     "A `TfmdDL` that holds its items stacked on the device and shows each `views` times an epoch."
+    _stacked = None
     def __init__(self, dataset, *args, views=1, **kwargs):
         super().__init__(dataset, *args, **kwargs)
-        self.views, self._stacked = views, None
-        self.n = len(dataset) * views
+        self.views, self.n = views, len(dataset) * views
+
+    def to(self, device):
+        self._stacked = None
+        return super().to(device)
 
     def stacked(self):
         "All items as one batch on the device: images `(N,1,H,W)` and labels `(N,)`."
-        if self._stacked is None or self._stacked[0].device != torch.device(self.device):
+        if self._stacked is None:
             x, y = zip(*(self.dataset[i] for i in range(len(self.dataset))))
             self._stacked = torch.stack(x).to(self.device), torch.stack(y).to(self.device)
         return self._stacked

@@ -47,7 +47,7 @@ def mixing_proportions(
     n, k, _ = candidates.shape
     own = candidates[torch.arange(n, device=y.device), y]
     rank = (candidates - own[:, None]).norm(dim=2).scatter(1, y[:, None], -1.).argsort(1).argsort(1)
-    w = torch.from_numpy(rng.dirichlet([alpha] * k, n)).to(candidates) * (rank <= others)
+    w = torch.from_numpy(rng.dirichlet([alpha] * k, n).astype(np.float32)).to(candidates) * (rank <= others)
     return w / w.sum(1, keepdim=True)
 
 # %% ../nbs/12_mixture.ipynb #3933f520
@@ -92,7 +92,8 @@ class MixtureLabels(Callback):
         fig, axs = plt.subplots(2, len(x), figsize=(1.6 * len(x), 4.4), squeeze=False)
         for i, (top, bottom) in enumerate(axs.T):
             TensorROI(x[i].cpu()).show(ctx=top, title=CLASSES[y[i]])
-            TensorROI(images[i].cpu()).show(ctx=bottom, title='\n'.join(f'{v:.0%} {c}' for v, c in zip(w[i].tolist(), CLASSES) if v >= .1))
+            TensorROI(images[i].cpu()).show(ctx=bottom)
+            bottom.set_title('\n'.join(f'{v:.0%} {c}' for v, c in zip(w[i].tolist(), CLASSES) if v >= .1), fontsize=8)
         plt.tight_layout()
 
 # %% ../nbs/12_mixture.ipynb #d372319c
