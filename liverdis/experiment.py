@@ -208,30 +208,37 @@ def git_revision():
         return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--', '.') else '')
     except (OSError, subprocess.CalledProcessError): return None
 
+def _write_folds(folder, manifest, settings, repeats):
+    tables = [make_folds(manifest.df, settings.n_folds, settings.valid_share, stage_seed(settings.seed, r, 0, 'baseline')) for r in range(repeats)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder/'folds.csv', pd.concat(tables, keys=range(repeats), names=['repeat']).reset_index('repeat').to_csv(index=False))
+
 def start_run(
     folder: Path,         # made if missing; goes on if it holds the same run
     manifest: Manifest,
     settings: Settings,
-    repeats: int=1,       # cross-validations, each with folds of its own
+    repeats: int=1,       # cross-validations, each with folds of its own; more than there were adds to the run
     device: str='cpu',
     **about,              # further facts for the record, such as the preset's name
 ) -> Run:
     "Cut the ROIs, write the folds and `run.json`; or find the same run there. Raises `InputError` if another run is."
     folder = Path(folder)
-    same = {'settings': json.loads(json.dumps(dataclasses.asdict(settings))), 'data_checksum': manifest.checksum, 'repeats': repeats, 'device': device}
+    same = {'settings': json.loads(json.dumps(dataclasses.asdict(settings))), 'data_checksum': manifest.checksum, 'device': device}
     if (folder/'run.json').exists():
         there = Run(folder).info
         differs = [f'settings.{k}' for k, v in same['settings'].items() if there['settings'].get(k) != v] + [k for k in same if k != 'settings' and there[k] != same[k]]
         if differs: raise InputError(f"{folder}: holds a run that differs in {', '.join(differs)}: choose another --out, or delete the folder")
+        if repeats <= there['repeats']: return Run(folder)
+        _write_folds(folder, manifest, settings, repeats)
+        (folder/'results.json').unlink(missing_ok=True)
+        write_atomic(folder/'run.json', json.dumps({**there, 'repeats': repeats}, indent=1))
         return Run(folder)
     verify_files(manifest)
     rois = load_rois(manifest, settings.margin, settings.roi_size)
-    tables = [make_folds(manifest.df, settings.n_folds, settings.valid_share, stage_seed(settings.seed, r, 0, 'baseline')) for r in range(repeats)]
-    folder.mkdir(parents=True, exist_ok=True)   # from here on nothing can be wrong with the input
+    _write_folds(folder, manifest, settings, repeats)   # from here on nothing can be wrong with the input
     np.save(folder/'rois.tmp.npy', rois)
     os.replace(folder/'rois.tmp.npy', folder/'rois.npy')
-    write_atomic(folder/'folds.csv', pd.concat(tables, keys=range(repeats), names=['repeat']).reset_index('repeat').to_csv(index=False))
-    info = {**about, **same, 'seed': settings.seed, 'n_cases': len(manifest),
+    info = {**about, **same, 'repeats': repeats, 'seed': settings.seed, 'n_cases': len(manifest), 'wall_time_s': 0.,
             'versions': versions(), 'git_revision': git_revision(), 'started': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')}
     write_atomic(folder/'run.json', json.dumps(info, indent=1))
     return Run(folder)
@@ -416,7 +423,9 @@ def reproduce(
     try:
         with FileLock(run.folder/'.lock', timeout=0):
             if (run.folder/'results.json').exists(): return json.loads((run.folder/'results.json').read_text())
-            run_stages(run, jobs or default_jobs(settings, device), on_progress)
-            run.info['wall_time_s'] = round(time.perf_counter() - began, 1)
+            try: run_stages(run, jobs or default_jobs(settings, device), on_progress)
+            finally:
+                run.info['wall_time_s'] = round(run.info['wall_time_s'] + time.perf_counter() - began, 1)   # over all sessions but killed ones
+                write_atomic(run.folder/'run.json', json.dumps(run.info, indent=1))
             return collect(run)
     except Timeout: raise InputError(f"{folder}: another process is working there: wait for it, or choose another --out") from None
