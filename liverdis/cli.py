@@ -44,7 +44,7 @@ def reproduce(
     manifest: Annotated[Optional[Path], typer.Option(help='CSV of lesions; without it the synthetic phantom is made')] = None,
     preset: Annotated[Preset, typer.Option(help='paper: Table 1 at full width; demo: minutes on two cores; smoke: seconds')] = Preset.demo,
     out: Annotated[Optional[Path], typer.Option(help='folder of the run [default: runs/PRESET]')] = None,
-    repeats: Annotated[int, typer.Option(min=1, help='cross-validations, each with folds of its own')] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help='cross-validations, each with folds of its own; more than there were adds to the run')] = 1,
     seed: Annotated[int, typer.Option(min=0, help='of folds, weights, order, augmentation and mixtures')] = 0,
     jobs: Annotated[Optional[int], typer.Option(min=1, help='processes side by side [default: as many as fill the cores]')] = None,
     device: Annotated[Optional[str], typer.Option(help='cpu, cuda or mps [default: the fastest there is]')] = None,
@@ -58,7 +58,8 @@ def reproduce(
         show = lambda done, total, running: bar.update(task, completed=done, total=total, note=' '.join(running))
         results = experiment.reproduce(out, lesions, s, repeats, jobs, device, show, preset=preset.value, data='own manifest' if manifest else 'phantom')
     path = report.write_report(out)
-    _console.print(_as_table(report.table2(results).T, 'Table 2: accuracy in %, and what the codes hold'))
+    table = report.table2(results).T
+    _console.print(_as_table(table if results['repeats'] == 1 else table[['mean']], 'Table 2: accuracy in %, and what the codes hold'))
     _console.print(f'{path}: tables and figures beside the paper\'s\n{out}/predictions.csv: every prediction\n{out}/weights: every network', soft_wrap=True, highlight=False)
 
 def _phantom(folder, counts):

@@ -7,18 +7,15 @@ __all__ = ['CrossEntropy', 'classifier_learner', 'Disentangler', 'DisentangleLos
            'adv_loss', 'adv_acc', 'disentangle_learner', 'swap']
 
 # %% ../nbs/11_disentangle.ipynb #10731294
-import math
-
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.training import CastToTensor
-from fastai.learner import AvgMetric, Learner
+from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from torch import nn
 
-from .manifest import CLASSES
 from .models import classifier, decoder, encoder
 from .settings import Settings
 
@@ -127,9 +124,17 @@ class Adversary(Callback):
         self.adv_opt.load_state_dict(state)
 
 # %% ../nbs/11_disentangle.ipynb #3243956b
-def mse(pred, x, y): return F.mse_loss(pred[0], x)
-def adv_loss(pred, x, y): return F.cross_entropy(pred[1], y)
-def adv_acc(pred, x, y): return (pred[1].argmax(1) == y).float().mean()
+def mse(pred, x, y):
+    "Mean squared error of the reconstruction, images in [0, 1]."
+    return F.mse_loss(pred[0], x)
+
+def adv_loss(pred, x, y):
+    "Cross entropy of the adversary, in nats; chance is the entropy of the class frequencies."
+    return F.cross_entropy(pred[1], y)
+
+def adv_acc(pred, x, y):
+    "How often the adversary is right."
+    return (pred[1].argmax(1) == y).float().mean()
 
 def _trained(net): return [*net.unspec_encoder.parameters(), *net.decoder.parameters()]
 

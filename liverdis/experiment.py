@@ -23,11 +23,11 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
+import fastai.callback.schedule  # gives a Learner fit_one_cycle
 import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import *
 from fastai.learner import Recorder
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file

@@ -6,7 +6,6 @@
 __all__ = ['Prediction', 'annotation_kind', 'predict', 'draw']
 
 # %% ../nbs/31_predict.ipynb #75803fac
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pydicom
 import torch
-from torch import nn
 
 from .annotation import read_mask
 from .ct import CTSlice, read_slice, window

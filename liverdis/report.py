@@ -18,7 +18,7 @@ import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from .evaluate import ARMS, accuracies, confusion, draw_confusion, read_predictions, summary
+from .evaluate import ARMS, accuracies, confusion, draw_confusion, read_predictions
 from .manifest import CLASSES, InputError, write_atomic
 from .paper import TABLE2, TABLE2_AVG, TABLE3
 from .settings import Settings, provenance, settings_from_dict

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'Settings', 'provenance', 'preset', 'settings_from_dict']
 
 # %% ../nbs/05_settings.ipynb #a715d448
-from dataclasses import asdict, field, fields, replace
+from dataclasses import asdict, field, fields
 
 import pandas as pd
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError

@@ -1,4 +1,5 @@
 """A run as a user starts, kills, resumes and uses it, through the installed command."""
+import json
 import os
 import signal
 import subprocess
@@ -60,3 +61,12 @@ def test_predict_on_real_ct(straight):
     r = subprocess.run([LIVERDIS, "predict", str(straight), str(image), "--annotation", str(mask)], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     assert all(c in r.stdout for c in ("cyst", "metastasis", "hemangioma", "healthy")) and "synthetic" in r.stdout
+
+
+def test_own_manifest(straight, tmp_path):
+    "The same lesions given as a user's own give the same numbers, and the run does not call them the phantom"
+    out = tmp_path / "run"
+    r = subprocess.run([*command(out), "--manifest", str(straight / "phantom" / "manifest.csv")], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert (out / "predictions.csv").read_bytes() == (straight / "predictions.csv").read_bytes()
+    assert json.loads((out / "results.json").read_text())["data"] == "own manifest" and not (out / "phantom").exists()
