@@ -57,6 +57,7 @@ def reproduce(
         task = bar.add_task('', note='')
         show = lambda done, total, running: bar.update(task, completed=done, total=total, note=' '.join(running))
         results = experiment.reproduce(out, lesions, s, repeats, jobs, device, show, preset=preset.value, data='own manifest' if manifest else 'phantom')
+        show(1, 1, [])
     path = report.write_report(out)
     table = report.table2(results).T
     _console.print(_as_table(table if results['repeats'] == 1 else table[['mean']], 'Table 2: accuracy in %, and what the codes hold'))
