@@ -25,7 +25,7 @@ class _OneLine(TyperGroup):
     def invoke(self, ctx):
         try: return super().invoke(ctx)
         except InputError as e: code, line = 2, f'liverdis: {e}'
-        except KeyboardInterrupt: code, line = 130, 'liverdis: stopped; the same command goes on from here'
+        except KeyboardInterrupt: code, line = 130, 'liverdis: stopped; a run goes on with the same command'
         print(line, file=sys.stderr)
         raise typer.Exit(code)
 
