@@ -76,7 +76,7 @@ def _as_table(df, title):
     for name, row in df.iterrows(): table.add_row(str(name), *(v if isinstance(v, str) else f'{v:.3g}' for v in row))
     return table
 
-# %% ../nbs/40_cli.ipynb #a33b4171
+# %% ../nbs/40_cli.ipynb #51320dcd
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help='folder to write: manifest.csv and the DICOM files')],
@@ -92,7 +92,7 @@ class Phase(str, Enum): portal = 'portal'; arterial = 'arterial'; delayed = 'del
 def ingest(
     src: Annotated[Path, typer.Argument(help='folder with CT and annotations: one patient or hundreds, laid out any way')],
     out: Annotated[Path, typer.Option(help='folder of the cohort; the same command again redoes only what changed')],
-    labels: Annotated[Optional[Path], typer.Option(help='CSV name,label[,patient]: which structure is what: cyst, metastasis, hemangioma, healthy, liver or ignore')] = None,
+    labels: Annotated[Optional[Path], typer.Option(help='CSV name,label[,patient]: which structure is what: cyst, metastasis, hemangioma, healthy, liver, avoid or ignore')] = None,
     kind: Annotated[Kind, typer.Option(help='use only annotations of this kind')] = Kind.auto,
     slices: Annotated[str, typer.Option(help='where a lesion becomes a case: largest, all or step:N')] = 'largest',
     margin: Annotated[Optional[float], typer.Option(min=0, help='tissue on each side, as a share of the lesion [default: 0.25, as reproduce has it]')] = None,

@@ -35,8 +35,8 @@ from .roi import bounding_box, crop, lesion_box, near_lesions, sample_healthy, s
 from .scan import Patient, find
 from .settings import Settings
 
-# %% ../nbs/08_ingest.ipynb #211e5fd7
-LABELS = (*CLASSES, 'liver', 'ignore')
+# %% ../nbs/08_ingest.ipynb #82172216
+LABELS = (*CLASSES, 'liver', 'avoid', 'ignore')
 _LIVER = re.compile(r'(the )?liver([ _.-]*(gt|mask|seg|segmentation|label|organ|whole))*(:\d+)?', re.I)
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def _patients(patient, pid, src):
     folders = {os.path.relpath(a.paths[0].parent, src) for a in patient.annotations} | {os.path.relpath(a.series.folder, src) for a in patient.annotations}
     return (pid, patient.key, *sorted(folders), *sorted({part for f in folders for part in Path(f).parts}))
 
-# %% ../nbs/08_ingest.ipynb #b5d2fe6e
+# %% ../nbs/08_ingest.ipynb #22b32a69
 _AT_ONCE = 2**30   # bytes of masks in memory
 
 def _keys(annotation, slices):
@@ -328,6 +328,7 @@ class _SeriesReader:
         if not structure.masks: return self.w.skip(name, annotation.paths[0], 'is empty on the slices of its series')
         if label == 'liver': return _unite(self.liver, structure.masks)
         _unite(self.avoid, structure.masks)
+        if label == 'avoid': return
         unlabelled = []
         for lesion in split_lesions(structure.masks):
             self.counts[name] += 1
@@ -336,7 +337,7 @@ class _SeriesReader:
             elif label is None: unlabelled.append(k)
         if unlabelled:
             which = name if len(unlabelled) > 1 or self.counts[name] == 1 else f'{name}#{unlabelled[0]}'
-            self.w.skip(which, annotation.paths[0], f"{len(unlabelled)} lesion(s) or organ(s) without a label", f"{which},{'|'.join((*CLASSES[:3], 'ignore'))}")
+            self.w.skip(which, annotation.paths[0], f"{len(unlabelled)} lesion(s) or organ(s) without a label", f"{which},{'|'.join((*CLASSES[:3], 'avoid', 'ignore'))}")
 
     def cases(self, many):
         "The lesions as `_Case`s; `many` tells whether the patient has several series"
@@ -400,7 +401,7 @@ def _may_have_lesions(patient, labels, patients):
     def names(a):
         try: return [redact(name, a.series.identifiers) for _, name in list_structures(a.paths, a.kind)]
         except InputError: return ['unreadable']   # reported when it is read
-    return any(labels.of((n,), patients) not in ('liver', 'ignore') for a in patient.annotations for n in names(a))
+    return any(labels.of((n,), patients) not in ('liver', 'avoid', 'ignore') for a in patient.annotations for n in names(a))
 
 def _by_series(patient):
     groups = defaultdict(list)

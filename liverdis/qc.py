@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from .manifest import CLASSES, write_atomic
 
-# %% ../nbs/09_qc.ipynb #496aa169
+# %% ../nbs/09_qc.ipynb #cca06b52
 def by_class(measured: pd.DataFrame, # measurements.csv
             ) -> pd.DataFrame:       # text; one row a class that occurs
     "Cases, patients, size and density of each class"
@@ -40,7 +40,7 @@ def distributions(measured: pd.DataFrame) -> Figure:
 def labels_to_add(skipped: pd.DataFrame, # skipped.csv
                  ) -> pd.DataFrame:      # line, patients; the most frequent first
     "The lines that a labels file lacks"
-    asked = skipped[skipped.todo.fillna('').str.contains(',')]
+    asked = skipped[skipped.todo.fillna('').str.contains('|', regex=False)]   # a line with the labels to choose from
     return asked.groupby('todo').patient_id.nunique().sort_values(ascending=False, kind='stable').rename_axis('line').reset_index(name='patients')
 
 # %% ../nbs/09_qc.ipynb #1e5246a5

@@ -157,7 +157,7 @@ def index_files(paths, # some files below `root`
         except Exception as e: problems.append(Problem(path, f"damaged file ({brief(e)}); fetch it again from its source"))   # parsers fail in many ways
     return entries, problems
 
-# %% ../nbs/07_scan.ipynb #93ea45ea
+# %% ../nbs/07_scan.ipynb #825a5042
 @dataclass(frozen=True, eq=False)
 class Series:
     "One CT series in the order of the body"
@@ -195,13 +195,22 @@ def _stacks(entries):
     notes = [f"{n - len(entries)} copies of slices left out"]*(n > len(entries)) + ["pixels may hold burnt-in text"]*first.burned_in + _gaps(ordered)
     return [Series(tuple(ordered), patient, first.study, first.identifiers, first.phase, ordered[0].path.parent, tuple(notes))]
 
+def _nifti_patients(all_series, src):
+    "The same series; NIfTI volumes whose names repeat are told apart by folder, with all others in these folders"
+    volumes = [s for s in all_series if s.slices[0].path.name.lower().endswith(('.nii', '.nii.gz'))]
+    folders = defaultdict(set)
+    for s in volumes: folders[s.patient].add(s.folder)
+    shared = {f for found in folders.values() if len(found) > 1 for f in found}
+    by_folder = {id(s): os.path.relpath(s.folder, src) for s in volumes if s.folder in shared}
+    return [replace(s, patient=by_folder[id(s)], identifiers=f'{s.identifiers} {by_folder[id(s)]}') if id(s) in by_folder else s for s in all_series]
+
 def _gaps(slices):
     "A note on missing slices"
     steps = np.diff([s.height_mm for s in slices]) if len(slices) > 2 else np.zeros(0)
     missing = int(np.round(steps/np.median(steps) - 1).clip(0).sum()) if len(steps) else 0
     return [f"{missing} slices missing in the series"]*(missing > 0)
 
-# %% ../nbs/07_scan.ipynb #304f2e71
+# %% ../nbs/07_scan.ipynb #1951eae5
 @dataclass(frozen=True, eq=False)
 class Annotation:
     "Outlines in one or more files, and the series they were drawn on"
@@ -237,11 +246,14 @@ def _inside(headers, series):
     row, col, height = slices[0].to_pixels([centre])[0]
     return 0 <= row < slices[0].shape[0] and 0 <= col < slices[0].shape[1] and 0 <= height <= slices[-1].height_mm - slices[0].height_mm
 
-def _choose(candidates, folder, what):
-    "The one candidate nearest to `folder`; `InputError` unless it is one"
+def _words(path): return set(re.split(r'[\W_]+', _stem(path).casefold()))
+
+def _choose(candidates, folder, what, path=None):
+    "The one candidate nearest to `folder`, or of these the one whose file name is part of that of `path`; `InputError` unless it is one"
     if not candidates: raise InputError(f"{what} no CT series found here; put it beside its series")
     near = min(_steps(s.folder, folder) for s in candidates)
     best = [s for s in candidates if _steps(s.folder, folder) == near]
+    if path and len(best) > 1: best = [s for s in best if _words(s.slices[0].path) <= _words(path)] or best
     if len(best) > 1: raise InputError(f"{what} {len(best)} CT series alike; put it in the folder of its own, or keep one of them")
     return best[0]
 
@@ -259,7 +271,7 @@ def _by_grid(headers, path, all_series):
     "The series on whose slices a mask lies"
     candidates = [s for s in all_series if s.slices[0].frame is None or not s.slices[0].path.name.lower().endswith(('.nii', '.nii.gz')) or _same_number(s.slices[0].path, path)]
     fit = [s for s in candidates if _on_grid(headers, s)] or [s for s in candidates if headers[0].position_mm is not None and _inside(headers, s)]
-    return _choose(fit, path.parent, "lies on the slices of")
+    return _choose(fit, path.parent, "lies on the slices of", path)
 
 # %% ../nbs/07_scan.ipynb #46ba2c8c
 def _table(outline, all_series):
@@ -290,7 +302,7 @@ def _deeplesion_series(outlines, files):
             made.append(Series((header,), f'DeepLesion {row.Patient_index}', '', row.Patient_index, 'unknown', header.path.parent))
     return made
 
-# %% ../nbs/07_scan.ipynb #8bd13979
+# %% ../nbs/07_scan.ipynb #114df02a
 @dataclass(frozen=True, eq=False)
 class Patient:
     "What a folder holds of one patient"
@@ -303,7 +315,11 @@ class Patient:
         return sorted({p for a in self.annotations for p in (*a.paths, *(s.path for s in a.series.slices))})
 
 def _files(src):
-    for folder, folders, names in os.walk(src):
+    "All files below a folder, links followed, each folder once"
+    seen = set()
+    for folder, folders, names in os.walk(src, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen: folders.clear(); continue   # a link back up
+        seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith('.'))
         yield from (Path(folder)/n for n in sorted(names) if not n.startswith('.'))
 
@@ -340,12 +356,12 @@ def find(src,           # folder
         if progress: progress(min(i*200, len(files)), len(files))
     slices, outlines = [e for e in entries if isinstance(e, _Slice)], [e for e in entries if isinstance(e, _Outline)]
     stacks = [s for g in _grouped((e for e in slices if not e.shared.mask and not e.shared.scout), _grid) for s in _stacks(g)]
-    series = [s for s in stacks if isinstance(s, Series)] + _deeplesion_series(outlines, files)
+    series = _nifti_patients([s for s in stacks if isinstance(s, Series)] + _deeplesion_series(outlines, files), src)
     problems += [s for s in stacks if isinstance(s, Problem)]
     if not series: raise InputError(f"{src}: holds no CT series that can be read{f' ({problems[0].path}: {problems[0].reason})' if problems else ''}; give the folder with the images")
-    pictured = {x.path for one in series for x in one.slices}
+    pictured = {x.path.parent for one in series for x in one.slices if x.path.suffix.lower() == '.png'}
     groups = [*_grouped((e for e in slices if e.shared.mask), _grid), *([o] for o in outlines if o.kind in ('seg', 'rtstruct', 'nifti')),
-              *_grouped((o for o in outlines if o.kind == 'png-mask' and o.path not in pictured), lambda o: _picture_stem(o.path))]
+              *_grouped((o for o in outlines if o.kind == 'png-mask' and o.path.parent not in pictured), lambda o: _picture_stem(o.path))]
     made = [_annotate(g, series) for g in groups] + [a for o in outlines if o.kind in ('boxes', 'polygons') for a in _table(o, series)]
     problems += [m for m in made if isinstance(m, Problem)]
     annotations = [m for m in made if isinstance(m, Annotation) and kind in ('auto', m.kind)]

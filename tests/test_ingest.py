@@ -263,7 +263,7 @@ def test_a_stop_in_the_middle_leaves_no_half_cohort(tmp_path, monkeypatch):
 def test_command_line(tmp_path):
     example(tmp_path/'src')
     r = command('ingest', 'src', '--out', 'out', cwd=tmp_path)
-    assert r.returncode == 2 and 'livertumor,cyst|metastasis|hemangioma|ignore' in r.stderr and r.stderr.strip().splitlines()[-1].startswith('liverdis: out: no case')
+    assert r.returncode == 2 and 'livertumor,cyst|metastasis|hemangioma|avoid|ignore' in r.stderr and r.stderr.strip().splitlines()[-1].startswith('liverdis: out: no case')
     _labels(tmp_path, 'livertumor,metastasis\n')
     r = command('ingest', 'src', '--out', 'out', '--labels', 'labels.csv', '--healthy-per-patient', 2, '--jobs', 2, cwd=tmp_path)
     assert r.returncode == 0 and not r.stderr and '6 cases, 2 patient(s) done now' in r.stdout

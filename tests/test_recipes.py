@@ -72,13 +72,13 @@ def test_every_labels_file_belongs_to_a_recipe():
 
 @pytest.mark.parametrize("name, structure, patient, label", [
     ("ircadb", "livercyst", "3Dircadb1.1", "cyst"), ("ircadb", "livercystI", "3Dircadb1.1", "cyst"), ("ircadb", "liverkyste", "3Dircadb1.9", "cyst"),
-    ("ircadb", "livertumor1", "3Dircadb1.17", None), ("ircadb", "livertumors", "3Dircadb1.2", None), ("ircadb", "metastasectomie", "3Dircadb1.14", None),
+    ("ircadb", "livertumor1", "3Dircadb1.17", None), ("ircadb", "livertumors", "3Dircadb1.2", None), ("ircadb", "metastasectomie", "3Dircadb1.14", "avoid"),
     ("ircadb", "tumor", "3Dircadb1.7", "ignore"), ("ircadb", "leftsurretumor", "3Dircadb1.5", "ignore"), ("ircadb", "rightsurrenalGland", "3Dircadb1.5", "ignore"),
     ("ircadb", "liver", "3Dircadb1.1", "liver"), ("ircadb", "rightkidney", "3Dircadb1.1", "ignore"), ("ircadb", "skin", "3Dircadb1.1", "ignore"),
     ("colorectal-liver-metastases", "Tumor_12", "CRLM-CT-1001", "metastasis"), ("colorectal-liver-metastases", "Liver_Remnant", "CRLM-CT-1001", "ignore"),
-    ("colorectal-liver-metastases", "Liver", "CRLM-CT-1001", "liver"), ("hcc-tace-seg", "Mass", "HCC_009", None), ("hcc-tace-seg", "Portal vein", "HCC_009", "ignore"),
+    ("colorectal-liver-metastases", "Liver", "CRLM-CT-1001", "liver"), ("hcc-tace-seg", "Mass", "HCC_009", "avoid"), ("hcc-tace-seg", "Portal vein", "HCC_009", "ignore"),
     ("lits", "segmentation-*:1", "volume-3", "liver"), ("lits", "segmentation-*:2", "volume-3", None), ("lits", "liver_*:2", "liver_48", None), ("lits", "liver_*:1", "liver_130", "liver"),
-    ("lits", "segmentation-*:1", "volume-128", "liver"), ("mct-ltdiag", "liver_*", "230218a6", "liver"), ("mct-ltdiag", "tumor_*", "230218a6", None),
+    ("lits", "segmentation-*:1", "volume-128", "liver"), ("mct-ltdiag", "liver_mask_pvp", "230218a6", "liver"), ("mct-ltdiag", "tumor_*", "230218a6", None),
 ])
 def test_what_the_labels_say(name, structure, patient, label):
     assert load_labels(FOLDER / f"{name}.labels.csv").of((structure,), (patient,)) == label
