@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
-.PHONY: help venv test reproduce readme publish notebooks export check lock build clean
+.PHONY: help venv test reproduce readme publish notebooks export check docs docstest lock build wheeltest clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -50,6 +50,21 @@ build: ## sdist and wheel into dist/, checked as PyPI checks them
 	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install --quiet --disable-pip-version-check build twine && \
 	"$$tools/bin/python" -m build && "$$tools/bin/twine" check --strict dist/*
 
+wheeltest: build ## install the wheel with the newest of everything pip finds, in an environment of its own, and use it as the README does
+	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv "$$env" && \
+	"$$env/bin/pip" install --quiet --disable-pip-version-check --progress-bar off dist/*.whl && "$$env/bin/pip" check && \
+	cd "$$env" && "$$env/bin/python" "$(CURDIR)/.ci/try_package.py" "$(CURDIR)/README.md"
+
+docs: $(STAMP) ## the site into _docs, from the notebooks as they are stored; a warning is an error
+	rm -rf _docs
+	$(BIN)/python docs/pages.py _proc
+	$(BIN)/python -m sphinx --builder html --conf-dir docs --fresh-env --fail-on-warning --keep-going --quiet _proc _docs
+	@rm -rf _docs/.doctrees jupyter_execute
+	@echo "open _docs/index.html, or: $(BIN)/python -m http.server -d _docs"
+
+docstest: $(STAMP) ## the site in a browser: every page, link, picture and width, the search; needs `make docs` and Chromium or Chrome
+	$(BIN)/pytest docs
+
 lock: ## resolve settings.ini anew into requirements.lock, for all platforms; keeps what still fits, LOCK=--upgrade takes the newest
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
 	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install --quiet --disable-pip-version-check uv && \
@@ -57,7 +72,7 @@ lock: ## resolve settings.ini anew into requirements.lock, for all platforms; ke
 	  --no-annotate --custom-compile-command 'make lock' $(LOCK) setup.py --output-file requirements.lock
 
 clean: ## remove what is built or cached; runs/, phantom/ and .venv stay
-	rm -rf build dist _proc _docs *.egg-info .pytest_cache && find nbs liverdis tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	rm -rf build dist _proc _docs jupyter_execute *.egg-info .pytest_cache && find nbs liverdis tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 venv: $(STAMP) ## only the environment
 
