@@ -198,6 +198,11 @@ def names_of(notebooks):
     return {k: v for k, v in ({k: next(iter(v)) for k, v in found.items() if len(v) == 1} | modules).items() if v}
 
 
+def slug(anchor):
+    "`#Phase-1:-a-classifier`, as Jupyter has it, as the site has it"
+    return "#" * bool(anchor) + re.sub(r"[^\w-]", "", anchor.lower())
+
+
 def citations(bib):
     "For every work in references.bib, what names it in a text: its address, or surname and year with no full stop between"
     for key, entry in parse_file(bib, bib_format="bibtex").entries.items():
@@ -225,7 +230,7 @@ class Text:
 
     def __call__(self, text):
         text = re.sub(r"\[!\[Open in Colab\]\(\S+?\)\]\((\S+?)\)", r"[Open in Colab](\1){.colab}", text)
-        text = re.sub(r"\]\(((?:\.\./|\w+/)*)([\w-]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({m[1]}{page_of(m[2])}{m[3] or ''})", text)
+        text = re.sub(r"\]\(((?:\.\./|\w+/)*)([\w-]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({m[1]}{page_of(m[2])}{slug(m[3] or '')})", text)
         parts = re.split(r"(^```.*?^```|\$\$.*?\$\$)", text, flags=re.M | re.S)
         for i in range(0, len(parts), 2):
             for key, named in self.works:
