@@ -210,29 +210,44 @@ def test_citation_file(tmp_path):
 
 
 def test_stale_outputs_are_told(tmp_path):
-    "A change to code, output or quoted result after the run is found, and so is an error"
-    path = ROOT / ".ci/run_notebooks.py"
-    spec = importlib.util.spec_from_file_location("run_notebooks", path)
+    "A change to code, output, quoted result or module is found, and so is an error; other words are no change"
+    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / ".ci/run_notebooks.py")
     runner = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(runner)
-    printed = nbformat.v4.new_output("stream", name="stdout", text="2\n")
-    made = lambda: nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), nbformat.v4.new_code_cell("print(1 + 1)", outputs=[printed.copy()]), nbformat.v4.new_code_cell("Path('results')")])
-    (tmp_path / "a.csv").write_text("1")
-    nb = made()
-    assert "not stored by" in runner.stale(nb, tmp_path)
-    mark = {"ran": runner.digest(nb, tmp_path)}
-    nb.metadata["liverdis"] = mark
-    assert runner.stale(nb, tmp_path) == ""
-    nb.cells[0].source = "other words"
-    assert runner.stale(nb, tmp_path) == ""
-    for change in (lambda c: c.update(source="print(1 + 2)"), lambda c: c.outputs[0].update(text="3\n"), lambda c: c.update(outputs=[])):
+
+    def write(name, body):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(body, encoding="utf-8")
+
+    def made(marked=True):
+        printed = nbformat.v4.new_output("stream", name="stdout", text="2\n")
+        sources = ["from liverdis.a import f", "Path('results')"]
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), nbformat.v4.new_code_cell("print(1 + 1)", outputs=[printed]), *map(nbformat.v4.new_code_cell, sources)])
+        return nb if not marked else nb.metadata.update(liverdis={"ran": mark}) or nb
+
+    def why(change=lambda nb: None):
         nb = made()
-        nb.metadata["liverdis"] = mark
-        change(nb.cells[1])
-        assert "changed since" in runner.stale(nb, tmp_path)
-    nb = made()
-    nb.metadata["liverdis"] = mark
-    (tmp_path / "a.csv").write_text("2")
-    assert "changed since" in runner.stale(nb, tmp_path)
-    nb.cells[1].outputs = [nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]
-    assert "ValueError" in runner.stale(nb, tmp_path)
+        change(nb)
+        return runner.stale(nb, tmp_path)
+
+    write("nbs/results/a.csv", "1")
+    write("liverdis/a.py", "from .b import g\ndef f(): return g()\n")
+    write("liverdis/b.py", 'def g():\n    "Says one"\n    return 1  # one\n')
+    write("liverdis/c.py", "h = 1\n")
+    assert "not stored by" in runner.stale(made(marked=False), tmp_path)
+    mark = runner.digest(made(marked=False), tmp_path)
+    assert why() == ""
+    assert why(lambda nb: nb.cells[0].update(source="other words")) == ""
+    assert "changed since" in why(lambda nb: nb.cells[1].update(source="print(1 + 2)"))
+    assert "changed since" in why(lambda nb: nb.cells[1].outputs[0].update(text="3\n"))
+    assert "changed since" in why(lambda nb: nb.cells[1].update(outputs=[]))
+    assert "ValueError" in why(lambda nb: nb.cells[1].update(outputs=[nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]))
+    write("liverdis/b.py", 'def g():\n    "Returns one"\n    return 1\n')
+    write("liverdis/c.py", "h = 2\n")
+    assert why() == ""
+    write("liverdis/b.py", "def g():\n    return 2\n")
+    assert "changed since" in why()
+    write("liverdis/b.py", "def g():\n    return 1\n")
+    assert why() == ""
+    write("nbs/results/a.csv", "2")
+    assert "changed since" in why()
