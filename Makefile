@@ -57,8 +57,8 @@ wheeltest: build ## install the wheel with the newest of everything pip finds, i
 docs: $(STAMP) ## the site into _docs, from the notebooks as they are stored; a warning is an error
 	rm -rf _docs
 	$(BIN)/python docs/pages.py _proc
-	$(BIN)/python -m sphinx --builder html --conf-dir docs --fresh-env --fail-on-warning --keep-going --quiet _proc _docs
-	@rm -rf _docs/.doctrees jupyter_execute
+	$(BIN)/python -m sphinx --builder html --conf-dir docs --fresh-env --fail-on-warning --keep-going --quiet _proc _docs; \
+	  failed=$$?; rm -rf _docs/.doctrees jupyter_execute; exit $$failed
 	@echo "open _docs/index.html, or: $(BIN)/python -m http.server -d _docs"
 
 docstest: $(STAMP) ## the site in a browser: every page, link, picture and width, the search; needs `make docs` and Chromium or Chrome
