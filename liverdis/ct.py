@@ -21,8 +21,15 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from .manifest import InputError
 
-# %% ../nbs/01_ct.ipynb #aeed5fca
+# %% ../nbs/01_ct.ipynb #b6725a43
 AIR = -1024
+
+@lru_cache(maxsize=64)
+def _axes(orientation, spacing_mm):   # one computation for a series
+    along, down = np.array(orientation).reshape(2, 3)
+    axes = np.stack([down*spacing_mm[0], along*spacing_mm[1], np.cross(along, down)], 1)
+    axes.flags.writeable = False
+    return axes
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SliceHeader:
@@ -46,8 +53,7 @@ class SliceHeader:
     @property
     def axes(self) -> np.ndarray: # (3,3): its columns are millimetres one row down, one column on, and along the normal
         "The directions of the slice in the patient"
-        along, down = np.array(self.orientation).reshape(2, 3)
-        return np.stack([down*self.spacing_mm[0], along*self.spacing_mm[1], np.cross(along, down)], 1)
+        return _axes(self.orientation, self.spacing_mm)
 
     @property
     def height_mm(self) -> float:

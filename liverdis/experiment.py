@@ -362,7 +362,7 @@ def run_stages(
             for child in multiprocessing.active_children(): child.terminate()
             raise
 
-# %% ../nbs/21_experiment.ipynb #0c2475a1
+# %% ../nbs/21_experiment.ipynb #a5d0c522
 def predictions(
     run: Run,
 ) -> pd.DataFrame: # repeat, fold, arm, case_id, patient_id, label, predicted, one probability a class
@@ -383,16 +383,18 @@ def _fold_results(run, repeat, fold):
             'disentangle': {**measured, 'wall_time_s': record['disentangle']['wall_time_s']}}
 
 def _figure_arrays(run, per_class=6):
-    "Small arrays for Figures 3 and 5: test images of fold 1, and one of each class swapped."
+    "Small arrays for Figures 3 and 5: test images of fold 1, and one of each class there swapped; the samples of an absent class are NaN."
     cases = run.cases(0)
     x, y = part(run.rois(), cases.label, cases.fold_1 == 'test', run.settings)
     net = run.disentangler(Stage(0, 1, 'disentangle'))
-    first = [int((y == k).nonzero()[0]) for k in range(len(CLASSES))]
-    cyst, codes = x[first[:1]], x[first]
-    n = min(per_class, int(torch.bincount(y).min()))
-    return {'samples': torch.stack([x[y == k][:n, 0] for k in range(len(CLASSES))]).numpy(),
-            'swap_image': cyst[0, 0].numpy(), 'swap_code_images': codes[:, 0].numpy(), 'swap_code_labels': y[first].numpy(),
-            'swap_decoded': swap(net, cyst.expand_as(codes), codes)[:, 0].numpy(), 'swap_reconstruction': swap(net, cyst, cyst)[0, 0].numpy()}
+    there, counts = y.unique(return_counts=True)
+    first = [int((y == k).nonzero()[0]) for k in there]
+    image, codes = x[first[:1]], x[first]                     # a cyst gives r, as in the paper, where there is one
+    n = min(per_class, int(counts.min()))
+    samples = np.full((len(CLASSES), n, *x.shape[2:]), np.nan, np.float32)
+    for k in there: samples[k] = x[y == k][:n, 0]
+    return {'samples': samples, 'swap_image': image[0, 0].numpy(), 'swap_code_images': codes[:, 0].numpy(), 'swap_code_labels': y[first].numpy(),
+            'swap_decoded': swap(net, image.expand_as(codes), codes)[:, 0].numpy(), 'swap_reconstruction': swap(net, image, image)[0, 0].numpy()}
 
 def collect(
     run: Run,

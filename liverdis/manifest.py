@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'COLUMNS', 'InputError', 'Lesion', 'write_atomic', 'file_checksum', 'Manifest', 'load_manifest',
-           'save_manifest', 'verify_files', 'make_folds']
+           'save_manifest', 'verify_files', 'join_manifests', 'make_folds']
 
 # %% ../nbs/00_manifest.ipynb #8447f212
 import csv, hashlib, os, tempfile, warnings
@@ -162,7 +162,32 @@ def verify_files(m: Manifest):
                             "restore them, or renew sha256 with file_checksum")
     if problems: _say(m.name, problems)
 
-# %% ../nbs/00_manifest.ipynb #0a75b37c
+# %% ../nbs/00_manifest.ipynb #f5ba0315
+def _moved(path, folder):
+    "The rows of the manifest at `path`, with paths that start at `folder`; None if it does not lie there"
+    m = load_manifest(path)
+    try: below = Path(os.path.abspath(m.root)).relative_to(folder)   # as written: a cohort may be a link
+    except ValueError: return None
+    return m.df.assign(**{c: [(below/p).as_posix() for p in m.df[c]] for c in ('image_path', 'annotation_path')})
+
+def join_manifests(paths, # CSVs of the cohorts
+                   out,   # CSV to write, in a folder that holds all of theirs
+                  ) -> Manifest:
+    "One table of several cohorts, in their order; `InputError` for a case in two of them, or where `out` is no folder above all"
+    paths, out = [Path(os.path.abspath(p)) for p in paths], Path(os.path.abspath(out))
+    if out in paths: raise InputError(f"{out}: is one of the manifests to join; give the joined one a name of its own")
+    parts = [_moved(p, out.parent) for p in paths]
+    if any(p is None for p in parts):
+        above = os.path.commonpath([p.parent for p in paths])
+        raise InputError(f"{out}: paths may not leave a manifest's folder, so the joined one lies above all it joins; write it to {Path(above)/out.name}")
+    df = pd.concat(parts, ignore_index=True)
+    where = np.repeat([p.relative_to(out.parent).as_posix() for p in paths], [len(p) for p in parts])
+    for i in np.flatnonzero(df.case_id.duplicated())[:1]:
+        first = where[(df.case_id == df.case_id[i]).idxmax()]
+        raise InputError(f"{where[i]}: case {df.case_id[i]!r} is also in {first}; leave one of them out, or rename it where two cohorts happened to take one name")
+    return save_manifest(df, out)
+
+# %% ../nbs/00_manifest.ipynb #d46e0b12
 def _parts(df, n, seed):
     "Number of the part (0..n-1) of each row: parts stratified by label, grouped by patient"
     part, ids = np.zeros(len(df), int), df.patient_id.unique()
@@ -173,11 +198,11 @@ def _parts(df, n, seed):
         for k, (_, rows) in enumerate(split): part[rows] = k
     return part
 
-def _validation(df, share, seed):
+def _validation(df, classes, share, seed):
     "Rows of `df` for validation: about `share` of each class, whole patients, every class left in training"
     n = min(10, df.label.value_counts().max(), df.patient_id.nunique())   # as many parts as a small cohort allows
-    part, label = _parts(df, n, seed), pd.Categorical(df.label, CLASSES).codes
-    counts = np.zeros((n, len(CLASSES)))
+    part, label = _parts(df, n, seed), pd.Categorical(df.label, classes).codes
+    counts = np.zeros((n, len(classes)))
     np.add.at(counts, (part, label), 1)
     total = counts.sum(0)
     choices = [list(c) for c in combinations(range(n), round(share*n))]
@@ -186,29 +211,31 @@ def _validation(df, share, seed):
     if np.isinf(cost.min()): raise InputError("the training part of a fold cannot spare patients for validation; use fewer folds or more patients")
     return np.isin(part, choices[cost.argmin()])
 
-# %% ../nbs/00_manifest.ipynb #63c7b36a
+# %% ../nbs/00_manifest.ipynb #55382f47
 def make_folds(df: pd.DataFrame,  # lesions: case_id, patient_id, label
                n_folds: int,      # test parts; the paper has 3
                valid_share: float,# share of each training part for validation, in tenths; the paper has 0.3
                seed: int,         # the same seed gives the same folds, whatever the order of rows
               ) -> pd.DataFrame:  # case_id, patient_id, label, fold (1..n) and fold_1.. with 'train', 'valid' or 'test'
-    "Cross-validation folds stratified by class and grouped by patient; `InputError` for a class with fewer patients than folds"
-    patients = df.groupby('label').patient_id.nunique().reindex(CLASSES, fill_value=0)
-    for c, n in patients.items():
+    "Cross-validation folds over the classes there are, stratified by class and grouped by patient; `InputError` for one class alone, or one with fewer patients than folds"
+    patients = df.groupby('label').patient_id.nunique()
+    classes = [c for c in CLASSES if c in patients]
+    if len(classes) < 2: raise InputError(f"every lesion is of class {classes[0]!r}: there is nothing to tell apart; add lesions of a second class")
+    for c, n in patients[classes].items():
         if n < n_folds: raise InputError(f"class {c!r} has {n} patient(s), fewer than the {n_folds} folds; add patients or use fewer folds")
     folds = df.sort_values('case_id')[['case_id', 'patient_id', 'label']].reset_index(drop=True)
     folds['fold'] = _parts(folds, n_folds, seed) + 1
     for k in range(1, n_folds+1):
         role, rest = np.where(folds.fold == k, 'test', 'train').astype(object), np.flatnonzero(folds.fold != k)
-        role[rest[_validation(folds.iloc[rest], valid_share, seed+k)]] = 'valid'
+        role[rest[_validation(folds.iloc[rest], classes, valid_share, seed+k)]] = 'valid'
         folds[f'fold_{k}'] = role
     _check_folds(folds, n_folds)
     return folds.set_index('case_id').loc[df.case_id].reset_index()
 
 def _check_folds(folds, n_folds):
-    "No patient in two roles of a fold, each case tested once, every class in every training part"
+    "No patient in two roles of a fold, each case tested once, every class of the cohort in every training part"
     roles = folds[[f'fold_{k}' for k in range(1, n_folds+1)]]
     assert ((roles == 'test').sum(axis=1) == 1).all(), "a case is tested twice or never"
     for k in roles:
         assert (folds.groupby('patient_id')[k].nunique() == 1).all(), f"a patient has two roles in {k}"
-        assert set(folds.label[folds[k] == 'train']) == set(CLASSES), f"a class is missing in training, {k}"
+        assert set(folds.label[folds[k] == 'train']) == set(folds.label), f"a class is missing in training, {k}"

@@ -18,24 +18,24 @@ from .disentangle import Disentangler, classifier_learner
 from .manifest import CLASSES
 from .settings import Settings
 
-# %% ../nbs/12_mixture.ipynb #8b2ae581
+# %% ../nbs/12_mixture.ipynb #1a6b04bb
 class CodeBank:
     "Specified codes of the training part, searchable by class (L2)."
     def __init__(self,
         codes: torch.Tensor,  # (N,D)
-        labels: torch.Tensor, # (N,) every class occurs
+        labels: torch.Tensor, # (N,)
     ): self.by_class = [codes[labels == k] for k in range(len(CLASSES))]
 
     def candidates(self,
         c: torch.Tensor, # (B,D) query codes
         y: torch.Tensor, # (B,) their classes
-    ) -> torch.Tensor: # (B,K,D)
+    ) -> torch.Tensor: # (B,K,D), infinite for a class without codes
         "For each query, the nearest code of every class; its own class is represented by the query."
-        nearest = torch.stack([codes[torch.cdist(c, codes).argmin(1)] for codes in self.by_class], 1)
+        nearest = torch.stack([codes[torch.cdist(c, codes).argmin(1)] if len(codes) else torch.full_like(c, torch.inf) for codes in self.by_class], 1)
         nearest[torch.arange(len(y), device=y.device), y] = c
         return nearest
 
-# %% ../nbs/12_mixture.ipynb #d1525fba
+# %% ../nbs/12_mixture.ipynb #c6e9dea8
 def mixing_proportions(
     candidates: torch.Tensor, # (B,K,D) from `CodeBank.candidates`
     y: torch.Tensor,          # (B,) own classes
@@ -43,14 +43,15 @@ def mixing_proportions(
     others: int,              # how many other classes enter, the nearest first
     rng: np.random.Generator,
 ) -> torch.Tensor: # (B,K), rows sum to 1
-    "Random proportions over the own class and the `others` nearest ones."
+    "Random proportions over the own class and the `others` nearest ones that exist."
     n, k, _ = candidates.shape
     own = candidates[torch.arange(n, device=y.device), y]
-    rank = (candidates - own[:, None]).norm(dim=2).scatter(1, y[:, None], -1.).argsort(1).argsort(1)
-    w = torch.from_numpy(rng.dirichlet([alpha] * k, n).astype(np.float32)).to(candidates) * (rank <= others)
+    distance = (candidates - own[:, None]).norm(dim=2).scatter(1, y[:, None], -1.)
+    enters = (distance.argsort(1).argsort(1) <= others) & distance.isfinite()
+    w = torch.from_numpy(rng.dirichlet([alpha] * k, n).astype(np.float32)).to(candidates) * enters
     return w / w.sum(1, keepdim=True)
 
-# %% ../nbs/12_mixture.ipynb #3933f520
+# %% ../nbs/12_mixture.ipynb #30963874
 class MixtureLabels(Callback):
     "Adds to each training batch images decoded from mixed specified codes, with the proportions as targets (Fig. 4)."
     run_valid, order = False, CastToTensor.order + 1
@@ -74,7 +75,7 @@ class MixtureLabels(Callback):
         "One synthetic image for each image given."
         candidates = self.bank.candidates(self.net.spec_encoder(x), y)
         w = mixing_proportions(candidates, y, self.s.mixture_alpha, self.s.mixture_others, self.rng)
-        return self.net.decode(torch.einsum('bk,bkd->bd', w, candidates), self.net.unspec_encoder(x)), w
+        return self.net.decode(torch.einsum('bk,bkd->bd', w, candidates.nan_to_num(posinf=0)), self.net.unspec_encoder(x)), w
 
     def before_batch(self):
         n = round(self.s.mixture_share * len(self.x))

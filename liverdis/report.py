@@ -23,13 +23,13 @@ from .manifest import CLASSES, InputError, write_atomic
 from .paper import TABLE2, TABLE2_AVG, TABLE3
 from .settings import Settings, provenance, settings_from_dict
 
-# %% ../nbs/24_report.ipynb #a1a89c6f
+# %% ../nbs/24_report.ipynb #b8288f30
 @dataclass(frozen=True)
 class RunFiles:
     "What a finished run left, read and checked."
     results: dict             # results.json
     predictions: pd.DataFrame # predictions.csv
-    figures: dict             # figures.npz: samples (4,k,H,W), swap_image (H,W), swap_code_images (m,H,W), swap_code_labels (m,), swap_decoded (m,H,W), swap_reconstruction (H,W); grey 0 to 1
+    figures: dict             # figures.npz: samples (4,k,H,W), NaN for a class without any, swap_image (H,W), swap_code_images (m,H,W), swap_code_labels (m,), swap_decoded (m,H,W), swap_reconstruction (H,W); grey 0 to 1
 
 def read_run(
     folder, # of a run
@@ -114,7 +114,7 @@ def table3_figure(
             ax.set(xlabel='predicted' if arm == ARMS[-1] else '', ylabel='ground truth' if ax is row[0] else '')
     return fig
 
-# %% ../nbs/24_report.ipynb #3b586a51
+# %% ../nbs/24_report.ipynb #fe56719b
 def _show(ax, image, title='', edge=None):
     ax.imshow(image, cmap='gray', vmin=0, vmax=1)
     ax.set(xticks=[], yticks=[]); ax.set_title(title, fontsize=10)
@@ -138,10 +138,11 @@ def fig3(
 def fig5(
     figures: dict, # figures.npz
 ) -> Figure:
-    "Real samples of every class, one row a class."
-    samples = figures['samples']
-    fig, axs = plt.subplots(len(CLASSES), samples.shape[1], figsize=(1.15*samples.shape[1] + .4, 4.8), squeeze=False, layout='constrained')
-    for name, row, images in zip(CLASSES, axs, samples):
+    "Real samples of every class there is, one row a class."
+    there = [(name, images) for name, images in zip(CLASSES, figures['samples']) if not np.isnan(images).any()]
+    n = figures['samples'].shape[1]
+    fig, axs = plt.subplots(len(there), n, figsize=(1.15*n + .4, 1.2*len(there)), squeeze=False, layout='constrained')
+    for (name, images), row in zip(there, axs):
         for ax, image in zip(row, images): _show(ax, image)
         row[0].set_ylabel(name, fontsize=10)
     return fig
