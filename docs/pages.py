@@ -70,6 +70,27 @@ def plain(text):
     return "".join(part if part.startswith("`") else re.sub(r"([\\*_<\[\]|$])", r"\\\1", part) for part in re.split(r"(`[^`\n]*`)", text))
 
 
+class Qualified(ast.NodeTransformer):
+    "The library's own classes by their full name, `~` for Sphinx to show the last part: two modules may each have a `Patient`"
+
+    def __init__(self, space):
+        self.space = space
+
+    def visit_Name(self, node):
+        found = self.space.get(node.id)
+        own = isinstance(found, type) and found.__module__.startswith(f"{get_config().lib_name}.") and not found.__name__.startswith("_")
+        return ast.parse(f"~{found.__module__}.{found.__qualname__}", mode="eval").body if own else node
+
+
+def qualify(node, space):
+    "The same definition, every annotation qualified"
+    for n in ast.walk(node):
+        for field in ("annotation", "returns"):
+            if isinstance(getattr(n, field, None), ast.AST):
+                setattr(n, field, Qualified(space).visit(getattr(n, field)))
+    return node
+
+
 def declared(annotation):
     "Type and help of an annotation; Typer's `Annotated[type, Option(help=...)]` holds both"
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).endswith("Annotated"):
@@ -166,8 +187,8 @@ class Api(Processor):
             if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body):
                 continue
             for node in public(body):
-                obj = getattr(import_module(f"{get_config().lib_name}.{module}"), node.name)
-                cells.append(mk_cell(api(node, obj), "markdown"))
+                space = vars(import_module(f"{get_config().lib_name}.{module}"))
+                cells.append(mk_cell(api(qualify(node, space), space[node.name]), "markdown"))
             if any(isinstance(n, DEFS) for n in body):
                 cell.metadata["tags"] = ["hide-input"]
             cells.append(cell)
@@ -287,5 +308,5 @@ def main(dest):
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]))
-    except ValueError as e:
+    except (ImportError, ValueError) as e:
         sys.exit(f"docs: {e}")
