@@ -132,7 +132,7 @@ def test_page(browser, base, name):
     assert not problems(browser, base + name)
 
 
-def test_links():
+def test_links(base):
     assert not broken_links(SITE)
 
 
