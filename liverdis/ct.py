@@ -21,7 +21,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from .manifest import InputError
 
-# %% ../nbs/01_ct.ipynb #b6725a43
+# %% ../nbs/01_ct.ipynb #bd8aaaca
 AIR = -1024
 
 @lru_cache(maxsize=64)
@@ -42,6 +42,7 @@ class SliceHeader:
     sop_uid: str = ''             # the image's own UID, '' if it has none
     series_uid: str = ''          # its series, '' if it has none
     frame_of_reference: str = ''  # what the positions are relative to
+    instance: int | None = None   # InstanceNumber: the order of the scanner, not of the body
     path: Path                    # the file
     frame: int | None = None      # which slice, from 0, in a file of many
 
@@ -115,7 +116,7 @@ def _hounsfield(ds, flat, stored):
         hu[(stored >= low) & (stored <= high)] = AIR
     return hu.clip(AIR)
 
-# %% ../nbs/01_ct.ipynb #e1d5562d
+# %% ../nbs/01_ct.ipynb #751bd077
 def _numbers(ds, tag): return tuple(map(float, ds[tag].value)) if ds.get(tag) else None
 def _text(ds, tag): return str(ds.get(tag) or '')
 
@@ -132,10 +133,10 @@ def _header(ds, path, frame):
     "The fields of a `SliceHeader`"
     flat = _flat(ds, frame or 0)
     _require_ct(ds, flat, path)
-    thickness = flat.get('SliceThickness')
+    thickness, instance = flat.get('SliceThickness'), flat.get('InstanceNumber')
     return dict(shape=(ds.Rows, ds.Columns), spacing_mm=_numbers(flat, 'PixelSpacing'), thickness_mm=None if thickness in (None, '') else float(thickness),
                 position_mm=_numbers(flat, 'ImagePositionPatient'), orientation=_numbers(flat, 'ImageOrientationPatient'), sop_uid=_text(ds, 'SOPInstanceUID'),
-                series_uid=_text(ds, 'SeriesInstanceUID'), frame_of_reference=_text(ds, 'FrameOfReferenceUID'), path=Path(path), frame=frame)
+                series_uid=_text(ds, 'SeriesInstanceUID'), frame_of_reference=_text(ds, 'FrameOfReferenceUID'), instance=None if instance in (None, '') else int(instance), path=Path(path), frame=frame)
 
 def _frames(ds):
     "Numbers of the slices in a file: `[None]` for a plain slice"
@@ -156,6 +157,7 @@ def read_slice(path,       # a DICOM CT file
               ) -> CTSlice:
     "Read a CT slice into Hounsfield units; `InputError` names the file, what is wrong and what to do"
     ds = read_dicom(path) if frame is None else _enhanced(Path(path), Path(path).stat().st_mtime_ns)
+    _require_ct(ds, _flat(ds, 0), path)
     if frame not in (frames := _frames(ds)):
         raise InputError(f"{path}: holds {f'{len(frames)} slices; give the frame, 0 to {len(frames)-1}' if frames[0] == 0 else 'one slice; give no frame'}")
     header = _header(ds, path, frame)
@@ -194,7 +196,7 @@ def window(hu,           # Hounsfield units, any shape
     "Clip HU to a window and scale it to [0,1] (PS3.3 C.11.2.1.3.2, 'LINEAR_EXACT')"
     return ((np.asarray(hu, np.float32) - centre)/width + .5).clip(0, 1).astype(np.float32)
 
-# %% ../nbs/01_ct.ipynb #8aeb1dc5
+# %% ../nbs/01_ct.ipynb #b471ad1c
 _LPS = nib.orientations.axcodes2ornt('LPS')
 
 def _nifti(path):
@@ -216,9 +218,12 @@ def nifti_headers(path, # .nii or .nii.gz
     return [SliceHeader(shape=(rows, columns), spacing_mm=(float(size[1]), float(size[0])), thickness_mm=float(size[2]), orientation=(*map(float, along), *map(float, down)),
                         position_mm=tuple(map(float, affine[:3, 3] + k*affine[:3, 2])), path=Path(path), frame=k) for k in range(n)]
 
-@lru_cache(maxsize=1)
 def nifti_volume(path) -> np.ndarray: # (columns, rows, slices)
     "The values of a NIfTI volume, turned as `nifti_headers` says; the last one read is kept"
+    return _nifti_volume(path, Path(path).stat().st_mtime_ns if Path(path).exists() else 0)
+
+@lru_cache(maxsize=1)
+def _nifti_volume(path, changed):
     img = _nifti(path)
     try: return nib.apply_orientation(np.asanyarray(img.dataobj), _turn(img))
     except Exception as e: raise InputError(f"{path}: cannot be read ({brief(e)}); fetch it again from its source") from e

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prediction', 'annotation_kind', 'classify', 'predict', 'draw']
 
-# %% ../nbs/31_predict.ipynb #cce54dc2
+# %% ../nbs/31_predict.ipynb #e9148445
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,12 @@ import pandas as pd
 import pydicom
 import torch
 
-from .annotation import read_mask
+from .annotation import read_mask, table_kind
 from .ct import CTSlice, read_slice, window
 from .data import to_roi
 from .experiment import Run
 from .manifest import CLASSES, InputError
 from .roi import Box, crop, lesion_box
-from .scan import table_kind
 from .settings import Settings
 
 # %% ../nbs/31_predict.ipynb #68c987b0

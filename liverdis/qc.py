@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['by_class', 'distributions', 'labels_to_add', 'write_qc']
 
-# %% ../nbs/09_qc.ipynb #8bec7f49
+# %% ../nbs/09_qc.ipynb #fdf0f8f8
 import io
 from pathlib import Path
 
@@ -14,11 +14,12 @@ import pandas as pd
 import seaborn as sns
 from jinja2 import Environment
 from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .manifest import CLASSES, write_atomic
 
-# %% ../nbs/09_qc.ipynb #48e6877a
+# %% ../nbs/09_qc.ipynb #496aa169
 def by_class(measured: pd.DataFrame, # measurements.csv
             ) -> pd.DataFrame:       # text; one row a class that occurs
     "Cases, patients, size and density of each class"
@@ -32,7 +33,7 @@ def distributions(measured: pd.DataFrame) -> Figure:
     classes = [c for c in CLASSES if c in set(measured.label)]
     fig = Figure(figsize=(9, .7 + .42*len(classes)), layout='constrained')
     for ax, column, name in zip(fig.subplots(1, 2, sharey=True), ('diameter_mm', 'hu_mean'), ('diameter, mm', 'mean HU of the outline on its slice')):
-        sns.stripplot(measured, x=column, y='label', order=classes, ax=ax, size=4, alpha=.6, color='tab:blue', jitter=.25)
+        sns.stripplot(measured, x=column, y='label', order=classes, ax=ax, size=4, alpha=.3, color='tab:blue', jitter=False)
         ax.set(xlabel=name, ylabel=''); ax.spines[['top', 'right']].set_visible(False)
     return fig
 
@@ -42,7 +43,7 @@ def labels_to_add(skipped: pd.DataFrame, # skipped.csv
     asked = skipped[skipped.todo.fillna('').str.contains(',')]
     return asked.groupby('todo').patient_id.nunique().sort_values(ascending=False, kind='stable').rename_axis('line').reset_index(name='patients')
 
-# %% ../nbs/09_qc.ipynb #593b7a92
+# %% ../nbs/09_qc.ipynb #1e5246a5
 _TEMPLATE = '''<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Cohort: what was made of it</title>
 <style>
 :root { color-scheme:light dark; --soft:#667; --line:#8883; --warn:#b45309 }
@@ -68,7 +69,7 @@ nav a { margin-right:1rem }
 
 def _svg(fig):
     buffer = io.StringIO()
-    fig.savefig(buffer, format='svg', metadata={'Date': None})
+    with rc_context({'svg.hashsalt': 'liverdis'}): fig.savefig(buffer, format='svg', metadata={'Date': None})   # the same cohort, the same bytes
     return buffer.getvalue().partition('<svg')[1] + buffer.getvalue().partition('<svg')[2]
 
 def write_qc(out,                    # folder of the cohort
@@ -77,8 +78,8 @@ def write_qc(out,                    # folder of the cohort
              window=(75., 250.),     # centre and width of the pictures, for the caption
             ) -> Path:               # qc.html in that folder
     "The contact sheet of a cohort"
-    cases = measured.sort_values('diameter_mm', ascending=False) if len(measured) else measured
-    groups = {c: list(cases[cases.label == c].fillna('').itertuples()) for c in CLASSES if len(measured) and (cases.label == c).any()}
+    cases = measured.assign(notes=measured.notes.fillna('')).sort_values('diameter_mm', ascending=False) if len(measured) else measured
+    groups = {c: list(cases[cases.label == c].itertuples()) for c in CLASSES if len(measured) and (cases.label == c).any()}
     page = Environment(autoescape=True).from_string(_TEMPLATE).render(
         n=len(measured), patients=measured.patient_id.nunique() if len(measured) else 0, groups=groups, table=by_class(measured) if len(measured) else None, todo=labels_to_add(skipped),
         skipped=skipped.fillna('').sort_values('failed', ascending=False, kind='stable').to_dict('records'), low=f'{window[0] - window[1]/2:.0f}', high=f'{window[0] + window[1]/2:.0f}',

@@ -126,23 +126,29 @@ def real_lesion():
 def from_maskdir(real_lesion, tmp_path_factory):
     return _ingested(real_lesion, 'maskdir', tmp_path_factory.mktemp('maskdir'))
 
-def _ingested(lesion, kind, folder, **options):
+def _ingested(lesion, format, folder, slices='largest', **options):
     ct, mask = lesion
     (folder/'src/ct').mkdir(parents=True)
     linked = []
     for d in ct:
         (folder/'src/ct'/Path(d.filename).name).symlink_to(d.filename)
         linked.append(pydicom.dcmread(folder/'src/ct'/Path(d.filename).name))
-    formats.ALL[kind](folder/'src', linked, mask, **options)
-    done = ingest(folder/'src', folder/'out', TUMOUR)
+    formats.ALL[format](folder/'src', linked, mask, **options)
+    done = ingest(folder/'src', folder/'out', TUMOUR, options=Options(slices=slices))
     assert done.manifest is not None, (done.skipped.reason.tolist(), done.problems)
     return np.array(cached_rois(done.manifest, Options().margin, Options().size)), measured(folder/'out')
 
-@pytest.mark.parametrize('kind,options', [('seg', {}), ('seg', {'kind': 'FRACTIONAL'}), ('nifti', {}), ('nifti', {'axes': 'SPL'}), ('nifti', {'axes': 'LPS', 'value': 5}), ('png', {}), ('boxes', {})])
+@pytest.mark.parametrize('kind,options', [('seg', {}), ('seg', {'kind': 'FRACTIONAL'}), ('nifti', {}), ('nifti', {'axes': 'SPL'}), ('nifti', {'axes': 'LPS', 'value': 5}), ('png', {})])
 def test_the_same_mask_gives_the_same_regions(real_lesion, from_maskdir, tmp_path, kind, options):
     rois, m = _ingested(real_lesion, kind, tmp_path, **options)
     np.testing.assert_array_equal(rois, from_maskdir[0])
-    if kind != 'boxes': assert m.hu_mean.tolist() == from_maskdir[1].hu_mean.tolist() and m.volume_ml.tolist() == from_maskdir[1].volume_ml.tolist()
+    assert m.hu_mean.tolist() == from_maskdir[1].hu_mean.tolist() and m.volume_ml.tolist() == from_maskdir[1].volume_ml.tolist()
+
+def test_boxes_give_the_same_regions(real_lesion, tmp_path):
+    "On every slice: which of them is the largest, a box cannot say"
+    boxes, masks = (_ingested(real_lesion, kind, tmp_path/kind, slices='all') for kind in ('boxes', 'maskdir'))
+    np.testing.assert_array_equal(boxes[0], masks[0])
+    assert set(boxes[1].notes) == {'a box, no outline'}
 
 @pytest.mark.parametrize('kind,options', [('rtstruct', {}), ('rtstruct', {'references': False}), ('polygons', {})])
 def test_the_same_outline_within_a_pixel(real_lesion, from_maskdir, tmp_path, kind, options):
