@@ -5,13 +5,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 OUT ?= runs/demo
 TO ?= README.md
-NB ?= $(sort $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
-.PHONY: help venv test reproduce readme publish notebooks export check lock build clean
+.PHONY: help venv test reproduce readme publish notebooks export check docs docstest lock build wheeltest clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -23,9 +22,8 @@ test: $(STAMP) ## every notebook as a test (nbdev_test), then tests/ (pytest)
 reproduce: $(STAMP) ## the paper's experiment on the embedded cohort, reduced (preset demo), into OUT=runs/demo; run again to go on after a stop
 	$(BIN)/liverdis reproduce --preset demo --out $(OUT)
 
-notebooks: $(STAMP) ## run notebooks and store their outputs: all, or NB="nbs/01_ct.ipynb ..."
+notebooks: $(STAMP) ## run the notebooks whose outputs are stale and store what they print, or those in NB="nbs/01_ct.ipynb ..."
 	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore::FutureWarning $(BIN)/python .ci/run_notebooks.py $(NB)
-	$(BIN)/nbdev_clean
 
 readme: $(STAMP) ## README.md from what nbs/index.ipynb says and shows
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's@\]\(([a-z0-9_/]+\.(ipynb|png))\)@](nbs/\1)@g' >$(TO)
@@ -37,18 +35,34 @@ export: $(STAMP) ## notebooks to liverdis/*.py, then clean the notebooks; before
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
-check: $(STAMP) ## fail when a notebook is not clean or liverdis/ is not what the notebooks export; works on a copy, changes nothing
+check: $(STAMP) ## fail when a notebook is not clean, its outputs are stale, or liverdis/ is not what the notebooks export; changes nothing
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp -R nbs liverdis settings.ini pyproject.toml "$$copy" && \
 	(cd "$$copy" && "$(CURDIR)/$(BIN)/nbdev_export" && "$(CURDIR)/$(BIN)/nbdev_clean") && \
 	for p in nbs liverdis pyproject.toml; do diff -ru -x __pycache__ $$p "$$copy/$$p" || drift=1; done && \
 	$(MAKE) --no-print-directory readme TO="$$copy/README.md" && diff -u README.md "$$copy/README.md" || drift=1; \
 	if [ -n "$$drift" ]; then echo "notebooks, liverdis/ or README.md differ from what is made of them: run \`make export readme\`, look, commit" >&2; exit 1; fi && \
-	echo 'notebooks clean, liverdis/ in step'
+	$(BIN)/python .ci/run_notebooks.py --check && echo 'notebooks clean, their outputs those of a run, liverdis/ in step'
 
 build: ## sdist and wheel into dist/, checked as PyPI checks them
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools" build' EXIT && rm -rf build dist && \
 	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install --quiet --disable-pip-version-check build twine && \
-	"$$tools/bin/python" -m build && "$$tools/bin/twine" check --strict dist/*
+	"$$tools/bin/python" -m build && "$$tools/bin/twine" check --strict dist/* && \
+	if tar -tzf dist/*.tar.gz | grep -E '/(nbs|tests|docs|data_manifest)/|\.(ipynb|npz|png|csv)$$'; then echo 'these do not belong into the sdist: see MANIFEST.in' >&2; exit 1; fi
+
+wheeltest: build ## install the wheel with the newest of everything pip finds, in an environment of its own, and use it as the README does
+	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv "$$env" && \
+	"$$env/bin/pip" install --quiet --disable-pip-version-check --progress-bar off dist/*.whl && "$$env/bin/pip" check && \
+	cd "$$env" && "$$env/bin/python" "$(CURDIR)/.ci/try_package.py" "$(CURDIR)/README.md"
+
+docs: $(STAMP) ## the site into _docs, from the notebooks as they are stored; a warning is an error
+	rm -rf _docs
+	$(BIN)/python docs/pages.py _proc
+	$(BIN)/python -m sphinx --builder html --conf-dir docs --fresh-env --fail-on-warning --keep-going --quiet _proc _docs; \
+	  failed=$$?; rm -rf _docs/.doctrees jupyter_execute; exit $$failed
+	@echo "open _docs/index.html, or: $(BIN)/python -m http.server -d _docs"
+
+docstest: $(STAMP) ## the site in a browser: every page, link, picture and width, the search; needs `make docs` and Chromium or Chrome
+	$(BIN)/pytest docs
 
 lock: ## resolve settings.ini anew into requirements.lock, for all platforms; keeps what still fits, LOCK=--upgrade takes the newest
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
@@ -57,7 +71,7 @@ lock: ## resolve settings.ini anew into requirements.lock, for all platforms; ke
 	  --no-annotate --custom-compile-command 'make lock' $(LOCK) setup.py --output-file requirements.lock
 
 clean: ## remove what is built or cached; runs/, phantom/ and .venv stay
-	rm -rf build dist _proc _docs *.egg-info .pytest_cache && find nbs liverdis tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	rm -rf build dist _proc _docs jupyter_execute *.egg-info .pytest_cache && find nbs liverdis tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 venv: $(STAMP) ## only the environment
 

@@ -1,4 +1,5 @@
 """Everything that can change is read from settings.ini."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -10,6 +11,12 @@ parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 readme = here / "README.md"
 
+
+def for_pypi(text):
+    "Links into the repository made absolute: PyPI shows the README without it"
+    return re.sub(r"\]\((?=nbs/(\S+?)\))", lambda m: f"]({cfg['git_url']}/{'blob' if m[1].endswith('.ipynb') else 'raw'}/{cfg['branch']}/", text)
+
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -18,10 +25,10 @@ setup(
     author=cfg["author"],
     author_email=cfg["author_email"],
     url=cfg["git_url"],
-    project_urls={"Issues": f"{cfg['git_url']}/issues", "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
+    project_urls={"Documentation": f"https://{cfg['user']}.github.io/{cfg['repo']}/", "Issues": f"{cfg['git_url']}/issues", "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
     license="Apache-2.0",
     license_files=["LICENSE"],
-    long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
+    long_description=for_pypi(readme.read_text(encoding="utf-8")) if readme.exists() else cfg["description"],
     long_description_content_type="text/markdown",
     packages=find_packages(include=[cfg["lib_name"], f"{cfg['lib_name']}.*"]),
     package_data={cfg["lib_name"]: ["py.typed"]},

@@ -1,11 +1,14 @@
 """What holds for the repository as a whole: one version, a lock in step, notebooks fit to be read, and nothing of one machine in any of it."""
+import importlib.util
 import json
 import re
 import subprocess
+import sys
 from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
 
+import nbformat
 import pytest
 from packaging.requirements import Requirement
 
@@ -152,3 +155,99 @@ def test_no_machine_path_in_tracked_text():
             continue
         found += [f"{path.relative_to(ROOT)}: {m.group()}" for m in MACHINE_PATH.finditer(body)]
     assert not found
+
+
+# -- workflows, citation file, stored outputs ------------------------------------------------------------------------------
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.y*ml"))
+ACTION = re.compile(r"^\s*(?:- )?uses: *(\S+)", re.M)
+
+
+def against_schema(schema, *files):
+    "What check-jsonschema says of files; the schemas come with it, nothing is fetched"
+    return subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, files)], capture_output=True, text=True)
+
+
+def unpinned(workflow):
+    return [action for action in ACTION.findall(workflow) if not re.fullmatch(r"[\w.-]+/[\w./-]+@v\d+\.\d+\.\d+", action)]
+
+
+@pytest.mark.parametrize("schema", ["vendor.github-workflows", "custom.github-workflows-require-timeout"])
+def test_workflows_follow_the_schema(schema, tmp_path):
+    assert {"test.yaml", "nightly.yaml", "deploy.yaml", "release.yaml"} <= {p.name for p in WORKFLOWS}
+    good = against_schema(schema, *WORKFLOWS)
+    assert not good.returncode, good.stdout + good.stderr
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("on: push\njobs:\n  a:\n    runs-on: x\n    step: []\n", encoding="utf-8")
+    assert against_schema(schema, bad).returncode == 1
+
+
+def test_actions_are_pinned():
+    assert not {p.name: unpinned(p.read_text(encoding="utf-8")) for p in WORKFLOWS if unpinned(p.read_text(encoding="utf-8"))}
+    assert unpinned("  uses: a/b@main\n  - uses: a/b@v4\n  - uses: a/b@v1.2.3\n") == ["a/b@main", "a/b@v4"]
+
+
+def test_workflows_call_what_the_makefile_has():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    called = {name for p in WORKFLOWS for name in re.findall(r"^ *(?:- )?run: make ([a-z ]+)$", p.read_text(encoding="utf-8"), re.M) for name in name.split()}
+    assert called and called <= targets
+
+
+def test_python_versions_of_ci():
+    "From the oldest that settings.ini allows, each once on either system"
+    body = (ROOT / ".github/workflows/test.yaml").read_text(encoding="utf-8")
+    versions = re.findall(r'"(3\.\d+)"', re.search(r"python: \[(.*)\]", body)[1])
+    assert versions == [f"3.{n}" for n in range(int(SETTINGS["min_python"].split(".")[1]), int(versions[-1].split(".")[1]) + 1)]
+    assert "ubuntu" in body and "macos" in body
+
+
+def test_citation_file(tmp_path):
+    good = against_schema("vendor.citation-file-format", ROOT / "CITATION.cff")
+    assert not good.returncode, good.stdout
+    bad = tmp_path / "CITATION.cff"
+    bad.write_text("cff-version: 1.2.0\ntitle: no authors, no message\n", encoding="utf-8")
+    assert against_schema("vendor.citation-file-format", bad).returncode == 1
+
+
+def test_stale_outputs_are_told(tmp_path):
+    "A change to code, output, quoted result or module is found, and so is an error; other words are no change"
+    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / ".ci/run_notebooks.py")
+    runner = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runner)
+
+    def write(name, body):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(body, encoding="utf-8")
+
+    def made(marked=True):
+        printed = nbformat.v4.new_output("stream", name="stdout", text="2\n")
+        sources = ["from liverdis.a import f", "Path('results')"]
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), nbformat.v4.new_code_cell("print(1 + 1)", outputs=[printed]), *map(nbformat.v4.new_code_cell, sources)])
+        return nb if not marked else nb.metadata.update(liverdis={"ran": mark}) or nb
+
+    def why(change=lambda nb: None):
+        nb = made()
+        change(nb)
+        return runner.stale(nb, tmp_path)
+
+    write("nbs/results/a.csv", "1")
+    write("liverdis/a.py", "from .b import g\ndef f(): return g()\n")
+    write("liverdis/b.py", 'def g():\n    "Says one"\n    return 1  # one\n')
+    write("liverdis/c.py", "h = 1\n")
+    assert "not stored by" in runner.stale(made(marked=False), tmp_path)
+    mark = runner.digest(made(marked=False), tmp_path)
+    assert why() == ""
+    assert why(lambda nb: nb.cells[0].update(source="other words")) == ""
+    assert "changed since" in why(lambda nb: nb.cells[1].update(source="print(1 + 2)"))
+    assert "changed since" in why(lambda nb: nb.cells[1].outputs[0].update(text="3\n"))
+    assert "changed since" in why(lambda nb: nb.cells[1].update(outputs=[]))
+    assert "ValueError" in why(lambda nb: nb.cells[1].update(outputs=[nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]))
+    write("liverdis/b.py", 'def g():\n    "Returns one"\n    return 1\n')
+    write("liverdis/c.py", "h = 2\n")
+    assert why() == ""
+    write("liverdis/b.py", "def g():\n    return 2\n")
+    assert "changed since" in why()
+    write("liverdis/b.py", "def g():\n    return 1\n")
+    assert why() == ""
+    write("nbs/results/a.csv", "2")
+    assert "changed since" in why()

@@ -1,0 +1,236 @@
+"""The built site in a browser, as a reader meets it: `make docs` first. Needs Chromium or Chrome; CHROMIUM names another one.
+
+Nothing outside the folder may be asked for, so a page that leans on a CDN fails here, with or without a network.
+"""
+import json
+import os
+import shutil
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+import pages
+
+ROOT = Path(__file__).parent.parent
+SITE = ROOT / "_docs"
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+PHONE, DESK = {"width": 375, "height": 800}, {"width": 1300, "height": 900}
+NOTEBOOKS = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix(): p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="session")
+def serve():
+    "Serves a folder on this machine and returns its address"
+    servers = []
+
+    def start(folder):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+        Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    with sync_playwright() as play:
+        with play.chromium.launch(executable_path=found, args=FLAGS) as launched:
+            yield launched
+
+
+@pytest.fixture(scope="session")
+def base(serve):
+    assert (SITE / "index.html").exists(), "no site in _docs: run `make docs` first"
+    return serve(SITE)
+
+
+class Links(HTMLParser):
+    "What a page points to, and the places in it that can be pointed to"
+
+    def __init__(self, text):
+        super().__init__()
+        self.to, self.ids = set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs[k] for k in ("id", "name") if attrs.get(k)}
+        self.to |= {attrs[k] for k in ("href", "src") if attrs.get(k)}
+
+
+def html_files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.html") if "_static" not in p.parts)
+
+
+def broken_links(folder):
+    "Links of every page that lead to no file or no place within `folder`"
+    read = {name: Links((folder / name).read_text(encoding="utf-8")) for name in html_files(folder)}
+    found = []
+    for name, links in read.items():
+        for link in sorted(links.to):
+            if urlsplit(link).scheme or link.startswith("//"):
+                continue
+            target, place = urldefrag(urljoin(name, link))
+            target = unquote(urlsplit(target).path)
+            if not (folder / target).is_file():
+                found.append(f"{name}: {link} leads nowhere")
+            elif place and target in read and unquote(place) not in read[target].ids:
+                found.append(f"{name}: {link} has no such place")
+    return found
+
+
+def problems(browser, url):
+    "What goes wrong when `url` is opened: requests, console, pictures, formulas, and its width on a desk and a phone"
+    with browser.new_context(viewport=DESK) as context:
+        context.set_default_timeout(20_000)
+        page, found, home = context.new_page(), [], urlsplit(url).netloc
+        page.on("console", lambda m: found.append(f"console: {m.text}") if m.type == "error" else None)
+        page.on("pageerror", lambda e: found.append(f"script: {e}"))
+        page.on("response", lambda r: found.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+
+        def local(route):
+            if urlsplit(route.request.url).netloc == home:
+                return route.continue_()
+            found.append(f"from outside: {route.request.url}")
+            route.abort()
+
+        page.route("**/*", local)
+        page.goto(url, wait_until="load")
+        if page.locator(".math").count():
+            page.wait_for_selector("mjx-container", state="attached")
+        page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+        page.wait_for_function("[...document.images].every(i => i.complete)")
+        found += [f"picture does not load: {s}" for s in page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")]
+        found += [f"formula: {t}" for t in page.evaluate("[...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent)")]
+        for size in (DESK, PHONE):
+            page.set_viewport_size(size)
+            if (wide := page.evaluate("document.documentElement.scrollWidth")) > size["width"]:
+                found.append(f"{wide} pixels wide on a screen of {size['width']}")
+        return found
+
+
+# -- the site ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", html_files(SITE) or ["index.html"])
+def test_page(browser, base, name):
+    assert not problems(browser, base + name)
+
+
+def test_links(base):
+    assert not broken_links(SITE)
+
+
+@pytest.mark.parametrize("name", sorted(NOTEBOOKS))
+def test_every_notebook_has_its_page_with_its_pictures(name):
+    source, page = json.loads(NOTEBOOKS[name].read_text(encoding="utf-8")), SITE / f"{pages.page_of(name)}.html"
+    text = page.read_text(encoding="utf-8")
+    pictures = sum(kind.startswith("image/") for c in source["cells"] if c["cell_type"] == "code" and not "".join(c["source"]).startswith("#| hide")
+                   for o in c["outputs"] for kind in o.get("data", {}))
+    assert text.count("<img") >= pictures
+    assert "colab.research.google.com" in text
+    assert "Not a medical device" in text
+    assert "#|" not in text.split("<article")[1].split("</article>")[0].replace("<code", "`")
+
+
+@pytest.mark.parametrize("query, page", [("MixtureLabels", "mixture.html"), ("disentangle_learner", "disentangle.html"), ("load_manifest", "manifest.html"), ("hemangioma", "phantom.html")])
+def test_search_finds(browser, base, query, page):
+    with browser.new_context() as context:
+        tab = context.new_page()
+        tab.goto(f"{base}search.html?q={query}")
+        tab.wait_for_selector("#search-results li a")
+        tab.wait_for_function("!document.querySelector('#search-progress')?.textContent.includes('Searching')", timeout=10_000)
+        assert any(urlsplit(a.get_attribute("href")).path.endswith(page) for a in tab.locator("#search-results li a").all())
+
+
+def test_dark_mode(browser, base):
+    "As the system has it, and by the button"
+    with browser.new_context(color_scheme="dark", viewport=DESK) as context:
+        tab = context.new_page()
+        tab.goto(base + "index.html")
+        dark = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        tab.evaluate("document.querySelector('.theme-switch-button').click()")
+        modes = {tab.evaluate("document.documentElement.dataset.mode")}
+        for mode in ("light", "dark"):
+            tab.evaluate(f"document.querySelector('.theme-change-button[data-mode={mode}]')?.click()")
+            modes.add(tab.evaluate("document.documentElement.dataset.theme"))
+    with browser.new_context(color_scheme="light", viewport=DESK) as context:
+        tab = context.new_page()
+        tab.goto(base + "index.html")
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    assert {"light", "dark"} <= modes
+
+
+def test_names_lead_to_their_api(browser, base):
+    with browser.new_context(viewport=DESK) as context:
+        tab = context.new_page()
+        tab.goto(base + "index.html")
+        tab.goto(base + "disentangle.html")
+        link = tab.locator("article p a:has(code)", has_text="Disentangler").first
+        link.click()
+        assert tab.url.endswith("disentangle.html#liverdis.disentangle.Disentangler")
+        assert tab.locator("[id='liverdis.disentangle.Disentangler']").is_visible()
+
+
+def test_front_page_says_what_this_is(browser, base):
+    "Picture, commands and table stand on it, the picture in the first screenful"
+    with browser.new_context(viewport=DESK) as context:
+        tab = context.new_page()
+        tab.goto(base + "index.html")
+        picture = tab.locator("article img").first.bounding_box()
+        assert picture["y"] + picture["height"] / 2 < DESK["height"]
+        text = tab.locator("article").inner_text()
+        assert all(part in text for part in ("Not a medical device", "make reproduce", "make test", "75.0 ± 5.8"))
+
+
+# -- the checks can fail ---------------------------------------------------------------------------------------------------
+
+SOUND = "<!doctype html><title>t</title><link rel=icon href=data:,><p id=here>text <a href=#here>link</a>"
+
+
+@pytest.mark.parametrize("html, said", [
+    ("<img src=missing.png>", "missing.png"),
+    ("<img src=data:image/png;base64,AAAA>", "picture does not load"),
+    ("<script>console.error('oh')</script>", "console: oh"),
+    ("<script>throw new Error('thrown')</script>", "thrown"),
+    ("<script src=https://example.org/a.js></script>", "from outside"),
+    ("<div style='width:2000px'>wide</div>", "pixels wide"),
+    ("<mjx-merror>no such macro</mjx-merror>", "formula"),
+])  # fmt: skip
+def test_page_check_can_fail(browser, serve, tmp_path, html, said):
+    (tmp_path / "a.html").write_text(SOUND, encoding="utf-8")
+    (tmp_path / "b.html").write_text(SOUND + html, encoding="utf-8")
+    url = serve(tmp_path)
+    assert not problems(browser, url + "a.html")
+    assert any(said in p for p in problems(browser, url + "b.html"))
+
+
+def test_link_check_can_fail(tmp_path):
+    (tmp_path / "a.html").write_text(SOUND, encoding="utf-8")
+    assert not broken_links(tmp_path)
+    (tmp_path / "b.html").write_text(SOUND + "<a href=c.html>c</a><a href=a.html#there>there</a>", encoding="utf-8")
+    assert broken_links(tmp_path) == ["b.html: a.html#there has no such place", "b.html: c.html leads nowhere"]
+
+
+def test_notebook_without_a_section_stops_the_build():
+    order = pages.sections(["index", "00_manifest", "07_scan", "howto/gpu", "paper/figure6", "paper/reproduction"])
+    assert [list(order[k]) for k in ("The story", "How to", "The library")] == [["paper/reproduction", "paper/figure6"], ["howto/gpu"], ["00_manifest", "07_scan"]]
+    with pytest.raises(ValueError, match="no section of the site takes talks/slides"):
+        pages.sections(["index", "talks/slides"])
+    with pytest.raises(ValueError, match="two notebooks would be the page roi"):
+        pages.sections(["03_roi", "04_roi"])
