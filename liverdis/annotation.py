@@ -82,7 +82,7 @@ def _fit(mask, s, where):
     if mask.shape == s.shape: return mask
     raise InputError(f"{where}: is {' x '.join(map(str, mask.shape))} and the slice {s.where} {' x '.join(map(str, s.shape))}; give the mask drawn on this slice")
 
-# %% ../nbs/02_annotation.ipynb #659591c4
+# %% ../nbs/02_annotation.ipynb #39e9df7d
 def _stored(ds, path):
     "Stored values; plain 8-bit pixels without the detour over a decoder"
     plain = ds.get('BitsAllocated') == 8 and ds.get('NumberOfFrames', 1) == 1 and ds.get('SamplesPerPixel', 1) == 1 and not ds.file_meta.TransferSyntaxUID.is_compressed
@@ -91,19 +91,22 @@ def _stored(ds, path):
 
 def _list_dicom_mask(paths): return [('', Path(paths[0]).parent.name)]
 
-def _read_dicom_mask(paths, stack, keys):
-    masks, placed = {}, 0
-    for path in paths:
-        ds = read_dicom(path)
-        image = _stored(ds, path)
+def _mask_file(path, header):
+    "Stored values and position of a mask file, by the shortest way"
+    if header is not None and header.offset is not None: return np.fromfile(path, np.uint8, header.shape[0]*header.shape[1], offset=header.offset).reshape(header.shape), header.position_mm
+    ds = read_dicom(path)
+    return _stored(ds, path), ds.get('ImagePositionPatient')
+
+def _read_dicom_mask(paths, stack, keys, headers=()):
+    masks = {}
+    for path, header in zip(paths, headers or [None]*len(paths)):
+        image, position = _mask_file(path, header)
         mask = image > 0
-        if mask.any() and (image[mask] != image.max()).any(): raise InputError(f"{path}: holds {len(np.unique(image))} different values, so it is an image and not a mask; give the mask's file")
-        position = ds.get('ImagePositionPatient')
+        if (image[mask] != (top := image.max())).any(): raise InputError(f"{path}: holds {len(np.unique(image))} different values, so it is an image and not a mask; give the mask's file")
         rank = stack.at(position, _NEAR_MM) if stack.placed and position else 0 if len(paths) == len(stack.slices) == 1 else None
         if rank is not None:
-            placed += 1
-            if mask.any(): masks[rank] = _fit(mask, stack.slices[rank], path)
-        elif len(paths) == 1 or mask.any():
+            if top: masks[rank] = _fit(mask, stack.slices[rank], path)
+        elif len(paths) == 1 or top:
             at = f"lies at {tuple(map(float, position))} mm" if position else "has no position"
             raise InputError(f"{path}: {at} and {f'the slice {stack.slices[0].where} at {stack.slices[0].position_mm}' if len(stack.slices) == 1 else 'no slice of the series does'}; pair files of one position")
     return [Structure('', _list_dicom_mask(paths)[0][1], masks)]
@@ -400,7 +403,7 @@ def _read_polygons(paths, stack, keys):
         found.append(Structure(k, k, {r: m for r, p in on.items() if (m := _filled(p, stack.slices[r].shape)).any()}))
     return found + [Structure(k, k, {}) for k in dict.fromkeys(df.lesion) if k not in {f.key for f in found}]
 
-# %% ../nbs/02_annotation.ipynb #99b14bc3
+# %% ../nbs/02_annotation.ipynb #53037a6c
 _FORMATS = {'seg': (_list_seg, _read_seg), 'rtstruct': (_list_rtstruct, _read_rtstruct), 'dicom-mask': (_list_dicom_mask, _read_dicom_mask), 'nifti': (_list_nifti, _read_nifti),
             'png-mask': (_list_png, _read_png), 'boxes': (_list_table, _read_boxes), 'polygons': (_list_table, _read_polygons)}
 KINDS = tuple(_FORMATS)
@@ -419,9 +422,11 @@ def read_structures(paths,     # as for `list_structures`
                     kind: str,
                     slices,    # of the series, `SliceHeader` or `CTSlice`, ascending
                     keys=None, # only these structures
+                    headers=(),# of mask files, where `scan` has read them already
                    ) -> list:  # of `Structure`
     "Read outlines onto the slices of a series; `InputError` if the file is about another image"
-    return _format(kind, paths[0])[1](list(paths), _Stack(slices), keys)
+    reader = _format(kind, paths[0])[1]
+    return reader(list(paths), _Stack(slices), keys, **({'headers': headers} if headers else {}))
 
 def read_mask(path,             # annotation file
               kind: str,        # a word of `KINDS`

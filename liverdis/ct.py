@@ -21,7 +21,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from .manifest import InputError
 
-# %% ../nbs/01_ct.ipynb #bd8aaaca
+# %% ../nbs/01_ct.ipynb #4a6c6f1c
 AIR = -1024
 
 @lru_cache(maxsize=64)
@@ -45,6 +45,7 @@ class SliceHeader:
     instance: int | None = None   # InstanceNumber: the order of the scanner, not of the body
     path: Path                    # the file
     frame: int | None = None      # which slice, from 0, in a file of many
+    offset: int | None = None     # byte at which plain 8-bit pixels begin, if `scan` found them so
 
     @property
     def where(self) -> str:

@@ -190,7 +190,7 @@ class Run:
         net.load_state_dict(load_file(self.folder/'weights'/f'{stage.name}.safetensors'))
         return net.eval()
 
-# %% ../nbs/21_experiment.ipynb #2ad3dada
+# %% ../nbs/21_experiment.ipynb #8b313b9d
 def pick_device() -> str:
     "The fastest device here: 'cuda', 'mps' or 'cpu'."
     return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -208,10 +208,18 @@ def git_revision():
         return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--', '.') else '')
     except (OSError, subprocess.CalledProcessError): return None
 
-def _write_folds(folder, manifest, settings, repeats):
+def _fold_table(manifest, settings, repeats):
     tables = [make_folds(manifest.df, settings.n_folds, settings.valid_share, stage_seed(settings.seed, r, 0, 'baseline')) for r in range(repeats)]
+    return pd.concat(tables, keys=range(repeats), names=['repeat']).reset_index('repeat').to_csv(index=False)
+
+def _store_rois(folder, manifest, settings):
+    "Cut the regions into the run's folder, which an input error leaves as it was"
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder/'folds.csv', pd.concat(tables, keys=range(repeats), names=['repeat']).reset_index('repeat').to_csv(index=False))
+    try: load_rois(manifest, settings.margin, settings.roi_size, path=folder/'rois.npy')
+    except BaseException:
+        if made: folder.rmdir()
+        raise
 
 def start_run(
     folder: Path,         # made if missing; goes on if it holds the same run
@@ -229,15 +237,14 @@ def start_run(
         differs = [f'settings.{k}' for k, v in same['settings'].items() if there['settings'].get(k) != v] + [k for k in same if k != 'settings' and there[k] != same[k]]
         if differs: raise InputError(f"{folder}: holds a run that differs in {', '.join(differs)}: choose another --out, or delete the folder")
         if repeats <= there['repeats']: return Run(folder)
-        _write_folds(folder, manifest, settings, repeats)
+        write_atomic(folder/'folds.csv', _fold_table(manifest, settings, repeats))
         (folder/'results.json').unlink(missing_ok=True)
         write_atomic(folder/'run.json', json.dumps({**there, 'repeats': repeats}, indent=1))
         return Run(folder)
     verify_files(manifest)
-    rois = load_rois(manifest, settings.margin, settings.roi_size)
-    _write_folds(folder, manifest, settings, repeats)   # from here on nothing can be wrong with the input
-    np.save(folder/'rois.tmp.npy', rois)
-    os.replace(folder/'rois.tmp.npy', folder/'rois.npy')
+    folds = _fold_table(manifest, settings, repeats)
+    _store_rois(folder, manifest, settings)   # from here on nothing can be wrong with the input
+    write_atomic(folder/'folds.csv', folds)
     info = {**about, **same, 'repeats': repeats, 'seed': settings.seed, 'n_cases': len(manifest), 'wall_time_s': 0.,
             'versions': versions(), 'git_revision': git_revision(), 'started': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')}
     write_atomic(folder/'run.json', json.dumps(info, indent=1))

@@ -17,7 +17,7 @@ from .data import TensorROI
 from .disentangle import Disentangler
 from .manifest import CLASSES
 
-# %% ../nbs/30_explore.ipynb #58331edc
+# %% ../nbs/30_explore.ipynb #786a42b3
 @torch.no_grad()
 def mixed_image(
     net: Disentangler,      # in evaluation mode
@@ -46,13 +46,14 @@ def draw_mix(
 def mix_panel(
     net: Disentangler,    # in evaluation mode, on the CPU
     images: torch.Tensor, # (N,1,S,S) to choose from
-    labels: torch.Tensor, # (N,) their classes; every class occurs
+    labels: torch.Tensor, # (N,) their classes
 ) -> widgets.VBox:
     "Choose r, choose one c a class, slide the proportions, and see the decoded image."
-    by_class = [images[labels == k] for k in range(len(CLASSES))]
+    here = [bool((labels == k).any()) for k in range(len(CLASSES))]
+    by_class = [images[labels == k] if here[k] else images[:1] for k in range(len(CLASSES))]   # a class without images keeps a share of 0
     slide = lambda n, name: widgets.IntSlider(0, 0, n - 1, description=name)
     r, picks = slide(len(images), 'r: image'), [slide(len(b), f'c: {n}') for n, b in zip(CLASSES, by_class)]
-    shares = [widgets.FloatSlider(float(k == 0), min=0, max=1, step=.05, description='share') for k in range(len(CLASSES))]
+    shares = [widgets.FloatSlider(float(k == here.index(True)), min=0, max=1, step=.05, description='share', disabled=not here[k]) for k in range(len(CLASSES))]
     picture, note = widgets.Image(format='png'), widgets.Label()
 
     def redraw(_=None):

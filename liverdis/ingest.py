@@ -295,7 +295,7 @@ def _patients(patient, pid, src):
     folders = {os.path.relpath(a.paths[0].parent, src) for a in patient.annotations} | {os.path.relpath(a.series.folder, src) for a in patient.annotations}
     return (pid, patient.key, *sorted(folders), *sorted({part for f in folders for part in Path(f).parts}))
 
-# %% ../nbs/08_ingest.ipynb #22b32a69
+# %% ../nbs/08_ingest.ipynb #312176ab
 _AT_ONCE = 2**30   # bytes of masks in memory
 
 def _keys(annotation, slices):
@@ -320,7 +320,7 @@ class _SeriesReader:
             for batch in _keys(annotation, self.series.slices):
                 names = {key: redact(name, self.series.identifiers) for key, name in batch}
                 wanted = [key for key, name in names.items() if self.w.label((name,), self.patients) != 'ignore']
-                for s in read_structures(annotation.paths, annotation.kind, self.series.slices, wanted) if wanted else []: self._take(s, names[s.key], annotation)
+                for s in read_structures(annotation.paths, annotation.kind, self.series.slices, wanted, annotation.headers) if wanted else []: self._take(s, names[s.key], annotation)
         except InputError as e: self.w.skip(f'{annotation.kind} annotation', annotation.paths[0], str(e), failed=True)
 
     def _take(self, structure, name, annotation):

@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'COLUMNS', 'InputError', 'Lesion', 'write_atomic', 'file_checksum', 'Manifest', 'load_manifest',
            'save_manifest', 'verify_files', 'join_manifests', 'make_folds']
 
-# %% ../nbs/00_manifest.ipynb #8447f212
+# %% ../nbs/00_manifest.ipynb #e2a064c9
 import csv, hashlib, os, tempfile, warnings
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
-from sklearn.model_selection import StratifiedGroupKFold
 
 # %% ../nbs/00_manifest.ipynb #3ccd8328
 CLASSES = ('cyst', 'metastasis', 'hemangioma', 'healthy')
@@ -187,9 +186,10 @@ def join_manifests(paths, # CSVs of the cohorts
         raise InputError(f"{where[i]}: case {df.case_id[i]!r} is also in {first}; leave one of them out, or rename it where two cohorts happened to take one name")
     return save_manifest(df, out)
 
-# %% ../nbs/00_manifest.ipynb #d46e0b12
+# %% ../nbs/00_manifest.ipynb #ff7eab8c
 def _parts(df, n, seed):
     "Number of the part (0..n-1) of each row: parts stratified by label, grouped by patient"
+    from sklearn.model_selection import StratifiedGroupKFold   # two seconds that only this needs
     part, ids = np.zeros(len(df), int), df.patient_id.unique()
     patient = df.patient_id.map(dict(zip(ids, np.random.default_rng(seed).permutation(len(ids)))))   # its own shuffle=True does not stratify before 1.8
     with warnings.catch_warnings():

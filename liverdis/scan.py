@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['phase_of', 'Problem', 'index_files', 'Series', 'Annotation', 'Patient', 'find']
 
-# %% ../nbs/07_scan.ipynb #d96d1350
+# %% ../nbs/07_scan.ipynb #be91cb15
 import os
 import re
 from collections import defaultdict
@@ -19,7 +19,7 @@ import pandas as pd
 import pydicom
 from joblib import Parallel, delayed
 from pydicom.tag import Tag
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, LegacyConvertedEnhancedCTImageStorage
 
 from .annotation import lesion_table, read_table, slice_names, table_kind
 from .ct import SliceHeader, _flat, _frames, _header, brief, nifti_headers, stack
@@ -39,7 +39,7 @@ def phase_of(description: str, # what the series calls itself
     if not named and delay_s is not None: named = [p for p, (low, high) in _SECONDS.items() if low <= delay_s <= high]
     return named[0] if len(named) == 1 else 'unknown'
 
-# %% ../nbs/07_scan.ipynb #97aa347d
+# %% ../nbs/07_scan.ipynb #891db44e
 _SHARED = [int(Tag(t)) for t in ('Modality', 'PatientID', 'PatientName', 'StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID', 'ImageType', 'AcquisitionNumber', 'SeriesDescription', 'ProtocolName',
                             'ContrastBolusStartTime', 'ImageOrientationPatient', 'PixelSpacing', 'SliceThickness', 'Rows', 'Columns', 'BitsAllocated', 'RescaleSlope', 'RescaleIntercept',
                             'BurnedInAnnotation', 'SamplesPerPixel')]
@@ -92,7 +92,7 @@ def _text(raw, tag):
     value = raw.get(tag) or b''
     return value.decode('ascii', 'replace').strip('\0 ') if isinstance(value, bytes) else str(value)
 
-def _dicom(path, ds, known, root):
+def _dicom(path, ds, known, root, file):
     "The slices or the outline in one DICOM file; `known` keeps what series share"
     raw = _raw(ds)
     if _DIRECTORY in raw: return []                                   # DICOMDIR, an index of the others
@@ -106,8 +106,17 @@ def _dicom(path, ds, known, root):
         return [_Slice(SliceHeader(**_header(ds, path, k)), shared) for k in _frames(ds)]
     key, position = (path.parent, *map(raw.get, _SHARED)), raw.get(_POSITION)
     if key not in known: known[key] = _share(ds, path, root)
-    header = replace(known[key].header, path=path, sop_uid=_text(raw, _SOP), instance=int(float(number)) if (number := _text(raw, _INSTANCE)) else None, position_mm=tuple(map(float, position.split(b'\\'))) if position else None)
+    offset = _plain_bytes(file, ds) if known[key].mask else None
+    header = replace(known[key].header, path=path, offset=offset, sop_uid=_text(raw, _SOP), instance=int(float(number)) if (number := _text(raw, _INSTANCE)) else None, position_mm=tuple(map(float, position.split(b'\\'))) if position else None)
     return [_Slice(header, known[key])]
+
+def _plain_bytes(file, ds):
+    "Where the pixels of an 8-bit image begin, if they lie in the file as they are"
+    if ds.file_meta.TransferSyntaxUID not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian) or ds.BitsAllocated != 8: return None
+    at, head = file.tell(), file.read(12)
+    start = 8 if ds.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian else 12
+    plain = head[:4] == b'\xe0\x7f\x10\x00' and int.from_bytes(head[start-4:start], 'little') >= ds.Rows*ds.Columns and os.fstat(file.fileno()).st_size >= at + start + ds.Rows*ds.Columns
+    return at + start if plain else None
 
 def _seg(path, ds):
     series = {str(s.get('SeriesInstanceUID')) for s in ds.get('ReferencedSeriesSequence', [])}
@@ -130,7 +139,7 @@ def _read(path, known, root):
             return []
         f.seek(0)
         ds = pydicom.dcmread(f, stop_before_pixels=True)
-        return _dicom(path, ds, known, root)
+        return _dicom(path, ds, known, root, f)
 
 def _is_image(path):
     "Whether a NIfTI volume holds a CT and not labels: fat and air are below zero, labels are not"
@@ -157,7 +166,7 @@ def index_files(paths, # some files below `root`
         except Exception as e: problems.append(Problem(path, f"damaged file ({brief(e)}); fetch it again from its source"))   # parsers fail in many ways
     return entries, problems
 
-# %% ../nbs/07_scan.ipynb #825a5042
+# %% ../nbs/07_scan.ipynb #d4ad5874
 @dataclass(frozen=True, eq=False)
 class Series:
     "One CT series in the order of the body"
@@ -169,12 +178,14 @@ class Series:
     folder: Path        # that holds its first slice
     notes: tuple = ()   # what a reader of the results should know, one line each
 
+def _is_nifti(path): return path.name.lower().endswith(('.nii', '.nii.gz'))
+
 def _close(a, b, atol): return (a is None) == (b is None) and (a is None or np.allclose(a, b, atol=atol))
 
 def _grid(entry):
     "What slices of one stack agree in"
     h = entry.header
-    return (entry.shared.mask, h.series_uid or str(h.path if h.path.name.lower().endswith(('.nii', '.nii.gz')) else h.path.parent), entry.shared.mask and h.path.parent,
+    return (entry.shared.mask, h.series_uid or str(h.path if _is_nifti(h.path) else h.path.parent), entry.shared.mask and h.path.parent,
             h.shape, tuple(np.round(h.spacing_mm, 4)), h.orientation and tuple(np.round(h.orientation, 3) + 0.))
 
 def _distinct(entries):
@@ -197,7 +208,7 @@ def _stacks(entries):
 
 def _nifti_patients(all_series, src):
     "The same series; NIfTI volumes whose names repeat are told apart by folder, with all others in these folders"
-    volumes = [s for s in all_series if s.slices[0].path.name.lower().endswith(('.nii', '.nii.gz'))]
+    volumes = [s for s in all_series if _is_nifti(s.slices[0].path)]
     folders = defaultdict(set)
     for s in volumes: folders[s.patient].add(s.folder)
     shared = {f for found in folders.values() if len(found) > 1 for f in found}
@@ -210,7 +221,7 @@ def _gaps(slices):
     missing = int(np.round(steps/np.median(steps) - 1).clip(0).sum()) if len(steps) else 0
     return [f"{missing} slices missing in the series"]*(missing > 0)
 
-# %% ../nbs/07_scan.ipynb #1951eae5
+# %% ../nbs/07_scan.ipynb #8562e5bf
 @dataclass(frozen=True, eq=False)
 class Annotation:
     "Outlines in one or more files, and the series they were drawn on"
@@ -218,6 +229,7 @@ class Annotation:
     paths: tuple         # one file, or the files of one mask
     series: Series
     keys: tuple = None   # only these structures; None for all
+    headers: tuple = ()  # of the files of a DICOM mask
 
 def _steps(a, b):
     "Steps in the tree from one folder to another"
@@ -234,8 +246,9 @@ def _on_grid(headers, series):
     a, b = headers[0], series.slices[0]
     if a.shape != b.shape or not _close(a.orientation, b.orientation, 1e-3) or not _close(a.spacing_mm, b.spacing_mm, 1e-3): return False
     if a.position_mm is None or b.position_mm is None: return a.position_mm is b.position_mm and len(headers) == len(series.slices)
-    heights = np.array([s.height_mm for s in series.slices])
-    return all(np.abs(heights - h.height_mm).min() < .1 for h in headers) and np.allclose(b.to_pixels([a.position_mm])[0, :2], 0, atol=.2)
+    heights, asked = np.array([s.height_mm for s in series.slices]), np.array([h.height_mm for h in headers])
+    at = np.searchsorted(heights, asked - .1)
+    return (at < len(heights)).all() and (heights[at.clip(max=len(heights) - 1)] <= asked + .1).all() and np.allclose(b.to_pixels([a.position_mm])[0, :2], 0, atol=.2)
 
 def _inside(headers, series):
     "Whether the middle of a volume lies within the series"
@@ -267,10 +280,23 @@ def _by_uid(outline, all_series):
         raise InputError("was drawn on a series that is not here; add that series")
     return _choose([s for s in all_series if s.slices[0].frame_of_reference in outline.frames], outline.path.parent, "was drawn in the space of")
 
-def _by_grid(headers, path, all_series):
+class _Tree:
+    "Series by the folders they lie in, at any depth"
+    def __init__(self, all_series):
+        self.below = defaultdict(list)
+        for s in all_series:
+            for folder in (s.folder, *s.folder.parents): self.below[folder].append(s)
+
+    def nearest(self, folder, fits) -> list:
+        "The series that fit in the lowest folder above or at `folder` that has any"
+        for f in (folder, *folder.parents):
+            if found := [s for s in self.below.get(f, ()) if fits(s)]: return found
+        return []
+
+def _by_grid(headers, path, tree):
     "The series on whose slices a mask lies"
-    candidates = [s for s in all_series if s.slices[0].frame is None or not s.slices[0].path.name.lower().endswith(('.nii', '.nii.gz')) or _same_number(s.slices[0].path, path)]
-    fit = [s for s in candidates if _on_grid(headers, s)] or [s for s in candidates if headers[0].position_mm is not None and _inside(headers, s)]
+    named = lambda s: not _is_nifti(s.slices[0].path) or _same_number(s.slices[0].path, path)
+    fit = tree.nearest(path.parent, lambda s: named(s) and _on_grid(headers, s)) or tree.nearest(path.parent, lambda s: named(s) and headers[0].position_mm is not None and _inside(headers, s))
     return _choose(fit, path.parent, "lies on the slices of", path)
 
 # %% ../nbs/07_scan.ipynb #46ba2c8c
@@ -302,7 +328,7 @@ def _deeplesion_series(outlines, files):
             made.append(Series((header,), f'DeepLesion {row.Patient_index}', '', row.Patient_index, 'unknown', header.path.parent))
     return made
 
-# %% ../nbs/07_scan.ipynb #114df02a
+# %% ../nbs/07_scan.ipynb #7d5e7930
 @dataclass(frozen=True, eq=False)
 class Patient:
     "What a folder holds of one patient"
@@ -328,16 +354,17 @@ def _grouped(items, key):
     for item in items: groups[key(item)].append(item)
     return groups.values()
 
-def _annotate(group, all_series):
+def _annotate(group, all_series, tree):
     "One annotation of the files of `group`, or a `Problem`"
     path = group[0].path if isinstance(group[0], _Outline) else group[0].header.path
     try:
-        if isinstance(group[0], _Slice): kind, series = 'dicom-mask', _by_grid([e.header for e in group], path, all_series)
+        if isinstance(group[0], _Slice): kind, series = 'dicom-mask', _by_grid([e.header for e in group], path, tree)
         elif group[0].kind in ('seg', 'rtstruct'): kind, series = group[0].kind, _by_uid(group[0], all_series)
-        elif group[0].kind == 'nifti': kind, series = 'nifti', _by_grid(nifti_headers(path), path, all_series)
-        else: kind, series = 'png-mask', _choose(all_series, path.parent, "fits")
+        elif group[0].kind == 'nifti': kind, series = 'nifti', _by_grid(nifti_headers(path), path, tree)
+        else: kind, series = 'png-mask', _choose(tree.nearest(path.parent, lambda s: True), path.parent, "fits")
     except InputError as e: return Problem(path, str(e).removeprefix(f'{path}: '))
-    return Annotation(kind, tuple(e.path if isinstance(e, _Outline) else e.header.path for e in group), series)
+    if kind == 'dicom-mask': return Annotation(kind, tuple(e.header.path for e in group), series, headers=tuple(e.header for e in group))
+    return Annotation(kind, tuple(o.path for o in group), series)
 
 def _picture_stem(path): return path.parent, re.sub(r'\d+$', '', path.stem)
 
@@ -362,7 +389,8 @@ def find(src,           # folder
     pictured = {x.path.parent for one in series for x in one.slices if x.path.suffix.lower() == '.png'}
     groups = [*_grouped((e for e in slices if e.shared.mask), _grid), *([o] for o in outlines if o.kind in ('seg', 'rtstruct', 'nifti')),
               *_grouped((o for o in outlines if o.kind == 'png-mask' and o.path.parent not in pictured), lambda o: _picture_stem(o.path))]
-    made = [_annotate(g, series) for g in groups] + [a for o in outlines if o.kind in ('boxes', 'polygons') for a in _table(o, series)]
+    tree = _Tree(series)
+    made = [_annotate(g, series, tree) for g in groups] + [a for o in outlines if o.kind in ('boxes', 'polygons') for a in _table(o, series)]
     problems += [m for m in made if isinstance(m, Problem)]
     annotations = [m for m in made if isinstance(m, Annotation) and kind in ('auto', m.kind)]
     used = {id(a.series) for a in annotations}
