@@ -82,7 +82,7 @@ def _fit(mask, s, where):
     if mask.shape == s.shape: return mask
     raise InputError(f"{where}: is {' x '.join(map(str, mask.shape))} and the slice {s.where} {' x '.join(map(str, s.shape))}; give the mask drawn on this slice")
 
-# %% ../nbs/02_annotation.ipynb #39e9df7d
+# %% ../nbs/02_annotation.ipynb #8591ffdd
 def _stored(ds, path):
     "Stored values; plain 8-bit pixels without the detour over a decoder"
     plain = ds.get('BitsAllocated') == 8 and ds.get('NumberOfFrames', 1) == 1 and ds.get('SamplesPerPixel', 1) == 1 and not ds.file_meta.TransferSyntaxUID.is_compressed
@@ -91,21 +91,26 @@ def _stored(ds, path):
 
 def _list_dicom_mask(paths): return [('', Path(paths[0]).parent.name)]
 
-def _mask_file(path, header):
-    "Stored values and position of a mask file, by the shortest way"
-    if header is not None and header.offset is not None: return np.fromfile(path, np.uint8, header.shape[0]*header.shape[1], offset=header.offset).reshape(header.shape), header.position_mm
+def _mask_file(path, header, buffers):
+    "Stored values and position of a mask file, by the shortest way; `buffers` keeps memory for the next"
+    if header is not None and header.offset is not None:
+        image = buffers.setdefault(header.shape, np.empty(header.shape, np.uint8))
+        with open(path, 'rb') as f:
+            f.seek(header.offset)
+            f.readinto(image)
+        return image, header.position_mm
     ds = read_dicom(path)
     return _stored(ds, path), ds.get('ImagePositionPatient')
 
 def _read_dicom_mask(paths, stack, keys, headers=()):
-    masks = {}
+    masks, buffers = {}, {}
     for path, header in zip(paths, headers or [None]*len(paths)):
-        image, position = _mask_file(path, header)
-        mask = image > 0
-        if (image[mask] != (top := image.max())).any(): raise InputError(f"{path}: holds {len(np.unique(image))} different values, so it is an image and not a mask; give the mask's file")
+        image, position = _mask_file(path, header, buffers)
+        top = image.max()
+        if top and np.count_nonzero(image == top) != np.count_nonzero(image): raise InputError(f"{path}: holds {len(np.unique(image))} different values, so it is an image and not a mask; give the mask's file")
         rank = stack.at(position, _NEAR_MM) if stack.placed and position else 0 if len(paths) == len(stack.slices) == 1 else None
         if rank is not None:
-            if top: masks[rank] = _fit(mask, stack.slices[rank], path)
+            if top: masks[rank] = _fit(image > 0, stack.slices[rank], path)
         elif len(paths) == 1 or top:
             at = f"lies at {tuple(map(float, position))} mm" if position else "has no position"
             raise InputError(f"{path}: {at} and {f'the slice {stack.slices[0].where} at {stack.slices[0].position_mm}' if len(stack.slices) == 1 else 'no slice of the series does'}; pair files of one position")

@@ -7,7 +7,7 @@ __all__ = ['LABELS', 'GAP_MM', 'Labels', 'load_labels', 'Ids', 'load_key', 'reda
            'check_slices', 'place_healthy', 'Options', 'diameter_mm', 'ingest_patient', 'Ingested', 'ingest',
            'write_example']
 
-# %% ../nbs/08_ingest.ipynb #dcab931e
+# %% ../nbs/08_ingest.ipynb #eedfc4a3
 import hashlib
 import hmac
 import json
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from PIL import Image
 from scipy import ndimage
+from skimage.measure import label as connected_components
 
 from . import __version__
 from .annotation import list_structures, read_structures
@@ -98,7 +99,7 @@ def redact(name: str,        # as the source calls a structure
     known = {t.casefold() for t in re.split(r'[\W_]+', identifiers)} - _COMMON - {''}
     return re.sub(r'[^\W_]+', lambda m: '*' if m[0].casefold() in known else m[0], name)
 
-# %% ../nbs/08_ingest.ipynb #1a583bda
+# %% ../nbs/08_ingest.ipynb #67048287
 @dataclass(frozen=True, eq=False)
 class LesionMask:
     "One lesion: a block of voxels and where it lies in the series"
@@ -119,12 +120,14 @@ def split_lesions(masks: dict,  # rank of the slice to (H,W) bool, as a `Structu
                  ) -> list:     # of `LesionMask`, from foot to head
     "The 3-D connected components of a mask"
     if not masks: return []
-    first, union = min(masks), np.logical_or.reduce(list(masks.values()))
+    first, union = min(masks), np.zeros_like(next(iter(masks.values())))
+    for mask in masks.values(): union |= mask
     top, bottom, left, right = bounding_box(union)
     at = slice(top, bottom + 1), slice(left, right + 1)
     block = np.zeros((max(masks) - first + 1, bottom - top + 1, right - left + 1), bool)
     for rank, mask in masks.items(): block[rank - first] = mask[at]
-    numbered, _ = ndimage.label(block, np.ones((3, 3, 3)))
+    numbered, n = connected_components(block, connectivity=3, return_num=True)
+    if n == 1: return [LesionMask(block, first, at)]
     return [LesionMask(numbered[z, r, c] == n, first + z.start, (slice(top + r.start, top + r.stop), slice(left + c.start, left + c.stop)))
             for n, (z, r, c) in enumerate(ndimage.find_objects(numbered), 1)]
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['phase_of', 'Problem', 'index_files', 'Series', 'Annotation', 'Patient', 'find']
 
-# %% ../nbs/07_scan.ipynb #be91cb15
+# %% ../nbs/07_scan.ipynb #b6affd53
 import os
 import re
 from collections import defaultdict
@@ -19,7 +19,7 @@ import pandas as pd
 import pydicom
 from joblib import Parallel, delayed
 from pydicom.tag import Tag
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, LegacyConvertedEnhancedCTImageStorage
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from .annotation import lesion_table, read_table, slice_names, table_kind
 from .ct import SliceHeader, _flat, _frames, _header, brief, nifti_headers, stack
@@ -39,7 +39,7 @@ def phase_of(description: str, # what the series calls itself
     if not named and delay_s is not None: named = [p for p, (low, high) in _SECONDS.items() if low <= delay_s <= high]
     return named[0] if len(named) == 1 else 'unknown'
 
-# %% ../nbs/07_scan.ipynb #891db44e
+# %% ../nbs/07_scan.ipynb #fd238af9
 _SHARED = [int(Tag(t)) for t in ('Modality', 'PatientID', 'PatientName', 'StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID', 'ImageType', 'AcquisitionNumber', 'SeriesDescription', 'ProtocolName',
                             'ContrastBolusStartTime', 'ImageOrientationPatient', 'PixelSpacing', 'SliceThickness', 'Rows', 'Columns', 'BitsAllocated', 'RescaleSlope', 'RescaleIntercept',
                             'BurnedInAnnotation', 'SamplesPerPixel')]
@@ -106,17 +106,16 @@ def _dicom(path, ds, known, root, file):
         return [_Slice(SliceHeader(**_header(ds, path, k)), shared) for k in _frames(ds)]
     key, position = (path.parent, *map(raw.get, _SHARED)), raw.get(_POSITION)
     if key not in known: known[key] = _share(ds, path, root)
-    offset = _plain_bytes(file, ds) if known[key].mask else None
+    offset = _plain_bytes(file, known[key].header.shape) if known[key].mask else None
     header = replace(known[key].header, path=path, offset=offset, sop_uid=_text(raw, _SOP), instance=int(float(number)) if (number := _text(raw, _INSTANCE)) else None, position_mm=tuple(map(float, position.split(b'\\'))) if position else None)
     return [_Slice(header, known[key])]
 
-def _plain_bytes(file, ds):
-    "Where the pixels of an 8-bit image begin, if they lie in the file as they are"
-    if ds.file_meta.TransferSyntaxUID not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian) or ds.BitsAllocated != 8: return None
-    at, head = file.tell(), file.read(12)
-    start = 8 if ds.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian else 12
-    plain = head[:4] == b'\xe0\x7f\x10\x00' and int.from_bytes(head[start-4:start], 'little') >= ds.Rows*ds.Columns and os.fstat(file.fileno()).st_size >= at + start + ds.Rows*ds.Columns
-    return at + start if plain else None
+def _plain_bytes(file, shape):
+    "Where the pixels of an 8-bit image begin, if the file goes on with one byte for each: the length tells, in either encoding of the tag"
+    at, head, n = file.tell(), file.read(12), shape[0]*shape[1]
+    start = 12 if head[4:6] in (b'OB', b'OW') else 8
+    plain = head[:4] == b'\xe0\x7f\x10\x00' and int.from_bytes(head[start-4:start], 'little') == n + n % 2
+    return at + start if plain and os.fstat(file.fileno()).st_size >= at + start + n else None
 
 def _seg(path, ds):
     series = {str(s.get('SeriesInstanceUID')) for s in ds.get('ReferencedSeriesSequence', [])}
