@@ -301,3 +301,37 @@ def test_qc_page_names_every_case_and_skip(tmp_path):
     assert f'<code>{code}</code>' in page and 'broken' not in page
     private = pd.read_csv(tmp_path/'out.private.csv', dtype=str)
     assert private.path[private.id == code].item().endswith('broken.dcm') and (tmp_path/'out.private.csv').stat().st_mode & 0o77 == 0
+
+
+# scale, and the whole way
+
+def test_a_cache_larger_than_its_memory(tmp_path):
+    "Writing and mapping 30,000 regions (470 MB) in a process whose resident memory must not grow with them; only the pages that are looked at are read"
+    script = f"""
+import resource, sys, numpy as np
+from liverdis.roi import stream_rois
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
+path, n = {str(tmp_path/'rois.npy')!r}, 30_000
+before = peak()
+stream_rois(path, n, 64, (np.full((100, 1, 64, 64), i, np.float32) for i in range(n//100)))
+rois = np.load(path, mmap_mode='r')
+assert rois.shape == (n, 1, 64, 64) and [rois[i, 0, 5, 5] for i in (0, 12_345, n - 1)] == [0, 123, 299]
+print(peak() - before)
+"""
+    r = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert float(r.stdout) < 60 < 470
+
+@real
+def test_the_how_to_on_real_patients(tmp_path):
+    "The notebook from files to a drawn prediction, run on ircad17 and chaos03"
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.read(Path(__file__).parents[1]/'nbs/howto/own_ct.ipynb', 4)
+    nb.cells.append(nbformat.v4.new_code_cell("print('COUNTS', dict(m.df.label.value_counts()), found.probabilities.shape, sorted(measured.structure[measured.label == 'metastasis'].unique()))"))
+    os_environ = os.environ | {'LIVERDIS_REALDATA': str(REALDATA), 'OMP_NUM_THREADS': '1'}
+    NotebookClient(nb, timeout=300, resources={'metadata': {'path': str(tmp_path)}}).execute(env=os_environ)
+    text = ''.join(o.get('text', '') for c in nb.cells if c.cell_type == 'code' for o in c.outputs)
+    assert 'real CT: ircad17 and chaos03' in text
+    counts = text.rsplit('COUNTS', 1)[1]
+    assert "'metastasis': 58" in counts.replace('np.int64(58)', '58') and "(1, 4) ['livertumor1', 'livertumor2']" in counts
