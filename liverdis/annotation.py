@@ -31,7 +31,7 @@ class Structure:
     masks: dict        # rank of the slice to (H,W) bool with at least one pixel
     notes: tuple = ()  # what the reader had to decide, one line each
 
-# %% ../nbs/02_annotation.ipynb #6388b83c
+# %% ../nbs/02_annotation.ipynb #0456e4d4
 _NEAR_MM = .1   # rounded tags differ by less, slices by more
 
 class _Stack:
@@ -62,9 +62,11 @@ def _onto(stack, headers, plane, where):
         if max(abs(down[2]), abs(along[2])) > 1e-2: raise InputError(f"{where}: lies across the slices of {s.where}; save it in the geometry of the CT")
         k = int(np.abs(heights - height).argmin())
         if abs(heights[k] - height) > within: continue
-        drift = max(abs(row), abs(col), abs(down[0] - 1)*s.shape[0], abs(along[1] - 1)*s.shape[1], abs(down[1])*s.shape[0], abs(along[0])*s.shape[1])
-        same = headers[k].shape == s.shape and drift < .1
-        resampled |= not same or abs(heights[k] - height) > _NEAR_MM
+        steps = np.array([[row, col], down[:2], along[:2]])          # in pixels of the mask: where (0, 0) lies, one row down, one column on
+        whole, reach = np.rint(steps), np.array([[1], [s.shape[0]], [s.shape[1]]])
+        exact = (np.abs(steps - whole)*reach).max() < .1             # turned or cropped at most: each pixel has its own
+        same = exact and headers[k].shape == s.shape and (whole == [[0, 0], [1, 0], [0, 1]]).all()
+        resampled |= not exact or abs(heights[k] - height) > _NEAR_MM
         mask = plane(k) if same else _sampled(plane(k), s.shape, row, col, down, along)
         if mask.any(): masks[rank] = mask
     return masks, bool(resampled)

@@ -158,6 +158,38 @@ def test_the_same_outline_within_a_pixel(real_lesion, from_maskdir, tmp_path, ki
     assert m.area_mm2[0] == pytest.approx(from_maskdir[1].area_mm2[0], rel=.03)
     assert ('by position' in str(m.notes[0])) == ('references' in options)
 
+@pytest.mark.parametrize('kind', ['nifti', 'rtstruct', 'maskdir', 'seg'])
+def test_slices_whose_rows_and_columns_run_the_other_way(real_lesion, tmp_path, kind):
+    "The real slices turned by 180 degrees, pixels and geometry alike; the outline was drawn on the slices as they are"
+    ct, mask = real_lesion
+    (tmp_path/'src/ct').mkdir(parents=True)
+    turned = []
+    for d in ct:
+        d = pydicom.dcmread(d.filename)
+        d.ImagePositionPatient = [511*d.PixelSpacing[1], 511*d.PixelSpacing[0], d.ImagePositionPatient[2]]   # it lay at (0, 0, z)
+        d.ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
+        d.PixelData = np.ascontiguousarray(d.pixel_array[::-1, ::-1]).tobytes()
+        d.save_as(tmp_path/'src/ct'/Path(d.filename).name)
+        turned.append(pydicom.dcmread(tmp_path/'src/ct'/Path(d.filename).name))
+    if kind in ('nifti', 'rtstruct'): formats.ALL[kind](tmp_path/'src', ct, mask)            # in the patient's space: from the slices as they were
+    else: formats.ALL[kind](tmp_path/'src', turned, mask[:, ::-1, ::-1])                       # on the slices themselves
+    done = ingest(tmp_path/'src', tmp_path/'out', TUMOUR)
+    (case,) = done.manifest.df.itertuples()
+    got = np.array(Image.open(tmp_path/'out'/case.annotation_path)) > 0
+    expected = mask[measured(tmp_path/'out').slice_index[0]][::-1, ::-1]
+    assert (got ^ expected).sum() <= (0 if kind != 'rtstruct' else .03*expected.sum())
+    assert 'resampled' not in str(measured(tmp_path/'out').notes[0])
+
+def test_padding_is_air_in_the_cohort(tmp_path):
+    "dcmqi's CT is padded with -2000 outside the scanner's circle"
+    if not REALDATA.is_dir(): pytest.skip(f"no real CT at {REALDATA}")
+    link(REALDATA/'dcmqi_liver_seg/ct-3slice', tmp_path/'src')
+    (tmp_path/'src/liver.dcm').symlink_to(REALDATA/'dcmqi_liver_seg/liver.dcm')
+    done = ingest(tmp_path/'src', tmp_path/'out', Labels((('liver', 'cyst', '*'),)))
+    for row in done.manifest.df.itertuples():
+        stored, hu = pydicom.dcmread(next((tmp_path/'src').glob('01.dcm'))).pixel_array, read_slice(tmp_path/'out'/row.image_path).hu
+        assert stored.min() == -2000 and hu.min() == -1024
+
 
 # images
 
