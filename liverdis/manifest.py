@@ -36,7 +36,7 @@ _RelativePath = Annotated[_Text, AfterValidator(_inside)]
 _Millimetres = Annotated[FiniteFloat, Field(gt=0)]
 _Blank = BeforeValidator(lambda v: None if v == '' or v != v else v)   # an empty cell, or pandas' NaN
 
-# %% ../nbs/00_manifest.ipynb #674f8dbb
+# %% ../nbs/00_manifest.ipynb #e8cf28cc
 class Lesion(BaseModel):
     "One lesion on one CT slice; the fields are the columns of the CSV, in this order"
     model_config = ConfigDict(frozen=True, extra='forbid', str_strip_whitespace=True)
@@ -45,8 +45,8 @@ class Lesion(BaseModel):
     series_uid: str = Field(description="SeriesInstanceUID of the CT series, blank if the files have none")
     image_path: _RelativePath = Field(description="the DICOM file of the CT slice, below the manifest's folder, with '/' between folders")
     annotation_path: _RelativePath = Field(description="the file that outlines the lesion, below the manifest's folder, with '/' between folders")
-    annotation_kind: Literal['seg', 'dicom-mask', 'png-mask'] = Field(description="the format of the annotation")
-    segment: str = Field(description="the number of the segment in a DICOM SEG (1, 2, ...), blank for a mask")
+    annotation_kind: Literal['seg', 'rtstruct', 'dicom-mask', 'png-mask', 'nifti', 'boxes', 'polygons'] = Field(description="the format of the annotation")
+    segment: str = Field(description="which outline of the file: number of the segment in a DICOM SEG (1, 2, ...) or of the ROI in an RTSTRUCT, value in a label map, id of the lesion in a table; blank for all of a mask")
     label: Literal[CLASSES] = Field(description="the diagnosis")
     phase: Literal['portal', 'arterial', 'delayed', 'non-contrast', 'unknown'] = Field(description="the contrast phase")
     row_spacing_mm: _Millimetres = Field(description="millimetres from one row to the next")
@@ -56,8 +56,11 @@ class Lesion(BaseModel):
 
     @field_validator('segment')
     @classmethod
-    def _numbered(cls, v, info):
-        if info.data.get('annotation_kind') == 'seg' and not (v.isdecimal() and int(v) > 0): raise ValueError("a SEG row needs a segment number")
+    def _chosen(cls, v, info):
+        kind = info.data.get('annotation_kind')
+        if kind == 'seg' and not (v.isdecimal() and int(v) > 0): raise ValueError("a SEG row needs a segment number")
+        if kind == 'rtstruct' and not v.isdecimal(): raise ValueError("an RTSTRUCT row needs an ROI number")
+        if kind in ('boxes', 'polygons') and not v: raise ValueError("a row of boxes or polygons needs the id of a lesion")
         return v
 
 COLUMNS = tuple(Lesion.model_fields)

@@ -1,5 +1,6 @@
 """Outlines of every kind on real CT: published volumes, densities and boxes."""
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -9,9 +10,11 @@ import pydicom
 import pytest
 from PIL import Image
 
+import formats
 from liverdis.annotation import KINDS, list_structures, read_mask, read_structures
-from liverdis.ct import read_headers, read_hu, read_slice, stack, write_slice
-from liverdis.manifest import InputError
+from liverdis.ct import SliceHeader, read_headers, read_hu, read_slice, stack, write_slice
+from liverdis.manifest import InputError, file_checksum, save_manifest
+from liverdis.roi import load_rois
 from liverdis.scan import find
 
 REALDATA = Path(os.environ.get('LIVERDIS_REALDATA', Path(__file__).parents[1]/'../shared/realdata')).resolve()
@@ -108,9 +111,9 @@ def test_fractional_is_cut_at_half_and_says_so():
     "highdicom's own test file; its source is a 16x16 CT that is not here, so the slices are made from what the file says"
     file = REALDATA/'seg_small/seg_image_ct_true_fractional.dcm'
     ds = pydicom.dcmread(file)
-    from liverdis.annotation import _frame_header
-    from dataclasses import replace
-    slices = stack(replace(_frame_header(ds, g, file), frame_of_reference=ds.FrameOfReferenceUID) for g in ds.PerFrameFunctionalGroupsSequence)
+    plane = ds.SharedFunctionalGroupsSequence[0]
+    slices = stack(SliceHeader(shape=(16, 16), spacing_mm=tuple(plane.PixelMeasuresSequence[0].PixelSpacing), orientation=tuple(plane.PlaneOrientationSequence[0].ImageOrientationPatient),
+                               position_mm=tuple(g.PlanePositionSequence[0].ImagePositionPatient), frame_of_reference=ds.FrameOfReferenceUID, path=file) for g in ds.PerFrameFunctionalGroupsSequence)
     found, = read_structures([file], 'seg', slices)
     assert found.notes == ('probability of at least one half',)
     assert sum(m.sum() for m in found.masks.values()) == (ds.pixel_array >= 127.5).sum() > 0
@@ -160,3 +163,164 @@ def test_rubbish_is_refused_in_one_line(tmp_path, kind):
         (tmp_path/'file.nii').write_bytes(content)
         assert str(tmp_path/'file.nii') in one_line(read_mask, tmp_path/'file.nii', kind, '1', read_slice(tmp_path/'0.dcm'))
     assert 'nowhere' in one_line(read_mask, tmp_path/'nowhere', kind, '1', read_slice(tmp_path/'0.dcm'))
+
+
+# one mask, seven formats, and the ways in which it may end on the wrong slice
+
+@pytest.fixture
+def drawn(tmp_path):
+    "A series of eight slices, its headers, and a disc that grows from foot to head"
+    for k in range(8):
+        write_slice(tmp_path/f'c{k}.dcm', np.random.default_rng(k).normal(60, 20, (64, 80)).round(), (1, 1), (-40, -30, 2*k), SeriesInstanceUID='1.2', FrameOfReferenceUID='1.3', StudyInstanceUID='1.4', InstanceNumber=8 - k)
+    y, x = np.mgrid[:64, :80]
+    return [pydicom.dcmread(tmp_path/f'c{k}.dcm') for k in range(8)], stack(h for k in range(8) for h in read_headers(tmp_path/f'c{k}.dcm')), np.stack([np.hypot(y - 30, x - 40) < 10 + k for k in range(8)])
+
+def same(found, mask): return list(found.masks) == list(np.flatnonzero(mask.any((1, 2)))) and all((found.masks[k] == mask[k]).all() for k in found.masks)
+
+FILES = {'seg': ('seg.dcm', '1'), 'rtstruct': ('rtstruct.dcm', '1'), 'nifti': ('tumour.nii.gz', ''), 'polygons': ('polygons.csv', 'tumour'), 'boxes': ('boxes.csv', 'tumour'), 'dicom-mask': ('MASKS_DICOM/tumour/*', ''), 'png-mask': ('Ground/*', '')}
+
+@pytest.fixture
+def written(drawn, tmp_path):
+    for write in formats.ALL.values(): write(tmp_path, drawn[0], drawn[2])
+    return {kind: (sorted(tmp_path.glob(name)), key) for kind, (name, key) in FILES.items()}
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_one_mask_in_every_format(drawn, written, kind):
+    _, slices, mask = drawn
+    files, key = written[kind]
+    found, = read_structures(files, kind, slices)
+    assert (found.key, found.name) == (key, 'tumour')
+    if kind == 'boxes': mask = np.stack([np.outer(m.any(1), m.any(0)) for m in mask])
+    assert same(found, mask)
+    for rank, header in enumerate(slices):   # and slice by slice, as a manifest reads it
+        own = files if len(files) == 1 else [f for f in files if kind == 'png-mask' and f.stem.endswith(f'_{7 - rank:03}') or kind == 'dicom-mask' and f.name == f'image_{8 - rank}']
+        assert (read_mask(own[0], kind, key, read_hu(header)) == mask[rank]).all()
+
+def test_a_manifest_of_all_formats(drawn, written, tmp_path):
+    "Rows of seven kinds over one slice give one region"
+    rows = []
+    for kind, (files, key) in written.items():
+        file = files[0] if len(files) == 1 else next(f for f in files if f.name in ('tumour_004.png', 'image_5'))
+        rows.append(dict(case_id=kind, patient_id='1', series_uid='1.2', image_path='c3.dcm', annotation_path=str(file.relative_to(tmp_path)), annotation_kind=kind, segment=key, label='cyst', phase='portal',
+                         row_spacing_mm=1, col_spacing_mm=1, slice_thickness_mm=1, sha256=file_checksum(tmp_path/'c3.dcm', file)))
+    rois = load_rois(save_manifest(rows, tmp_path/'m.csv'), .25, 32)
+    assert len(rois) == len(KINDS) and all((r == rois[0]).all() for r in rois)
+
+def test_missing_frames_of_another_grid_stay_missing(drawn, tmp_path):
+    ct, slices, mask = drawn
+    mask[[1, 2, 3, 4, 5, 7]] = False
+    formats.seg(tmp_path, ct, mask)
+    for named in (True, False):
+        ds = pydicom.dcmread(tmp_path/'seg.dcm')
+        for g in ds.PerFrameFunctionalGroupsSequence:
+            g.PlanePositionSequence[0].ImagePositionPatient[0] += 3.4
+            if not named: del g.DerivationImageSequence
+        ds.save_as(tmp_path/'shifted.dcm')
+        found, = read_structures([tmp_path/'shifted.dcm'], 'seg', slices)
+        assert same(found, np.roll(mask, 3, 2)) and 'resampled' in found.notes[0]
+
+def test_segments_of_one_label_and_a_source_in_one_file(drawn, tmp_path):
+    ct, slices, mask = drawn
+    formats.seg(tmp_path, ct, mask)
+    ds = pydicom.dcmread(tmp_path/'seg.dcm')
+    ds.SegmentSequence.append(pydicom.dataset.Dataset())
+    ds.SegmentSequence[1].SegmentNumber, ds.SegmentSequence[1].SegmentLabel = 2, 'tumour'
+    for k, g in enumerate(ds.PerFrameFunctionalGroupsSequence):   # as if drawn on one enhanced file
+        source = g.DerivationImageSequence[0].SourceImageSequence[0]
+        source.ReferencedSOPInstanceUID, source.ReferencedFrameNumber = '1.5', next(i for i, d in enumerate(ct) if d.SOPInstanceUID == source.ReferencedSOPInstanceUID) + 1
+    ds.save_as(tmp_path/'enhanced.dcm')
+    frames = [replace(s, sop_uid='1.5', frame=k) for k, s in enumerate(slices)]
+    assert list_structures([tmp_path/'enhanced.dcm'], 'seg') == [('1', 'tumour:1'), ('2', 'tumour:2')]
+    first, second = read_structures([tmp_path/'enhanced.dcm'], 'seg', frames)
+    assert same(first, mask) and not second.masks
+    ds.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = 8
+    ds.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient[2] = 0
+    ds.save_as(tmp_path/'enhanced.dcm')
+    assert 'elsewhere' in one_line(read_structures, [tmp_path/'enhanced.dcm'], 'seg', frames)
+
+def test_contours_that_cannot_be_trusted(drawn, tmp_path):
+    ct, slices, mask = drawn
+    formats.rtstruct(tmp_path, ct, mask)
+    def changed(change, headers=slices):
+        ds = pydicom.dcmread(tmp_path/'rtstruct.dcm')
+        for c in ds.ROIContourSequence[0].ContourSequence: c.ContourData = [f'{v:.4f}' for v in change(np.reshape(np.array(c.ContourData, float), (-1, 3)), c, ds).ravel()]
+        ds.save_as(tmp_path/'changed.dcm')
+        return [tmp_path/'changed.dcm'], 'rtstruct', headers
+    def unnamed(points, c, ds): c.pop('ContourImageSequence', None); return points
+    def elsewhere(points, c, ds):
+        frame = ds.ReferencedFrameOfReferenceSequence[0]
+        frame.FrameOfReferenceUID = ds.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = '9.9'
+        frame.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0].SeriesInstanceUID = '9.8'
+        return unnamed(points, c, ds)
+    assert '4.0 mm off the slice' in one_line(read_structures, *changed(lambda p, c, ds: p + [0, 0, 4]))
+    assert 'another image' in one_line(read_structures, *changed(elsewhere))
+    assert 'list of x, y, z' in one_line(read_structures, *changed(lambda p, c, ds: p.ravel()[:-1]))
+    found, = read_structures(*changed(lambda p, c, ds: unnamed(p, c, ds)))
+    assert same(found, mask) and found.notes == ('8 contours matched by position',)
+    found, = read_structures(*changed(lambda p, c, ds: unnamed(p, c, ds)[:, [2, 0, 1]]))   # upright in the patient
+    assert not found.masks and sum(int(n.split()[0]) for n in found.notes) == 8
+    found, = read_structures([tmp_path/'rtstruct.dcm'], 'rtstruct', [replace(s, sop_uid='1.9') for s in slices])   # a careless anonymiser: one UID for all
+    assert same(found, mask)
+    thick = replace(read_hu(slices[3]), thickness_mm=5.)   # slices of 5 mm every 2 mm: the neighbours' contours are within half a thickness
+    assert (read_mask(changed(unnamed)[0][0], 'rtstruct', '1', thick) == mask[3]).all()
+
+def test_mask_files_of_another_place(drawn, tmp_path):
+    ct, slices, mask = drawn
+    formats.maskdir(tmp_path, ct, mask)
+    files = sorted((tmp_path/'MASKS_DICOM/tumour').iterdir())
+    for tag, value, said in (('ImagePositionPatient', [-20, -30, 14], 'pair files'), ('ImageOrientationPatient', [-1, 0, 0, 0, 1, 0], 'is turned'), ('ImagePositionPatient', [-40, -30, 12], 'one structure')):
+        changed = pydicom.dcmread(files[0])
+        setattr(changed, tag, value)
+        changed.save_as(tmp_path/'changed')
+        assert said in one_line(read_structures, [*files[1:], tmp_path/'changed'], 'dicom-mask', slices)
+
+def test_pictures_named_as_slices(drawn, tmp_path):
+    "Whatever the InstanceNumbers say"
+    _, slices, mask = drawn
+    for k in range(8): Image.fromarray(mask[k]).save(tmp_path/f'c{k}.png')
+    pictures = sorted(tmp_path.glob('*.png'))
+    assert same(*read_structures(pictures, 'png-mask', slices), mask)
+    some, = read_structures(pictures[2:5], 'png-mask', slices)
+    assert list(some.masks) == [2, 3, 4] and (some.masks[2] == mask[2]).all() and not some.notes
+    for k in range(8): (tmp_path/f'c{k}.png').rename(tmp_path/f'm{k}.png')
+    some, = read_structures(sorted(tmp_path.glob('m*.png'))[1:4], 'png-mask', slices)
+    assert list(some.masks) == [5, 6, 7] and some.notes == ('pictures paired with slices by InstanceNumber',)
+    Image.fromarray(np.uint8(mask[0])*63 + np.uint8(mask[0] & (np.arange(80) > 40))*63).save(tmp_path/'grey.png')
+    grey = read_structures([tmp_path/'grey.png'], 'png-mask', slices[:1])
+    assert [(g.key, g.name) for g in grey] == [('63', 'grey:63'), ('126', 'grey:126')] and sum(g.masks[0].sum() for g in grey) == mask[0].sum()
+
+def test_nifti_that_lies_nowhere_or_elsewhere(drawn, tmp_path):
+    _, slices, mask = drawn
+    values = (5*mask).astype(np.uint64).transpose(2, 1, 0)
+    affine = np.array([[-1, 0, 0, 40], [0, -1, 0, 30], [0, 0, 2, 0], [0, 0, 0, 1.]])
+    nib.Nifti1Image(values, affine, dtype=np.uint64).to_filename(tmp_path/'m.nii')
+    found, = read_structures([tmp_path/'m.nii'], 'nifti', slices, ['5'])   # a value may be asked for where it is the only one
+    assert same(found, mask) and "no value '7'" in one_line(read_structures, [tmp_path/'m.nii'], 'nifti', slices, ['7'])
+    for axis in (0, 2):
+        moved = affine.copy(); moved[axis, 3] += 500
+        nib.Nifti1Image(values.astype(np.uint8), moved).to_filename(tmp_path/'far.nii')
+        assert 'lies elsewhere' in one_line(read_structures, [tmp_path/'far.nii'], 'nifti', slices)
+    nib.Nifti1Image(values.astype(np.uint8), None).to_filename(tmp_path/'bare.nii')
+    assert 'where it lies' in one_line(read_structures, [tmp_path/'bare.nii'], 'nifti', slices)
+
+H = 'lesion,image,row_min,row_max,col_min,col_max\n'
+
+@pytest.mark.parametrize('text,expected', [
+    (H + 'a,c1.dcm,1,3,4,5\n', (1, 1, 3, 4, 5)), ('lesion,z_mm,row_min,row_max,col_min,col_max\na,2,1,3,4,5\n', (1, 1, 3, 4, 5)),
+    ('lesion,image,x_min_mm,x_max_mm,y_min_mm,y_max_mm\na,c1.dcm,-36,-35,-29,-27\n', (1, 1, 3, 4, 5)), (H + 'a,c1.dcm,-5,3,4,500\n', (1, 0, 3, 4, 79)),
+    (H + 'a,c1.dcm,9,3,4,5\n', 'row 2'), (H + 'a,c1.dcm,900,930,4,5\n', 'row 2'), (H + 'a,c1.dcm,1,3,4,5\na,c1.dcm,nan,3,4,5\n', 'row 3, row_min'), (H + ',c1.dcm,1,3,4,5\n', 'row 2 has no lesion'),
+    (H, 'no rows'), (H + 'a,c1.dcm,1,2,3,4,5\n', 'more cells'), ('File_name,Bounding_boxes\nc1.dcm,"1,2,3"\n', 'four numbers')])
+def test_boxes_right_and_wrong(drawn, tmp_path, text, expected):
+    (tmp_path/'t.csv').write_text(text)
+    if isinstance(expected, str): assert expected in one_line(read_structures, [tmp_path/'t.csv'], 'boxes', drawn[1]); return
+    box, = read_structures([tmp_path/'t.csv'], 'boxes', drawn[1])
+    rank, (rows, cols) = next(iter(box.masks)), np.nonzero(next(iter(box.masks.values())))
+    assert (rank, rows.min(), rows.max(), cols.min(), cols.max()) == expected
+
+def test_a_name_that_two_slices_share(drawn, tmp_path):
+    "An enhanced file has one name for all its slices; z tells them apart"
+    frames = [replace(s, path=tmp_path/'many.dcm', sop_uid='1.5', frame=k) for k, s in enumerate(drawn[1])]
+    for text, said in ((H + 'a,many.dcm,1,3,4,5\n', 'any of 8 slices'), (H.replace('image', 'image,z_mm') + 'a,many.dcm,6,1,3,4,5\n', None)):
+        (tmp_path/'t.csv').write_text(text)
+        if said: assert said in one_line(read_structures, [tmp_path/'t.csv'], 'boxes', frames)
+        else: assert list(read_structures([tmp_path/'t.csv'], 'boxes', frames)[0].masks) == [3]

@@ -38,7 +38,7 @@ def cohort(tmp_path):
 # the manifest
 
 @pytest.mark.parametrize('field,value,expected', [
-    ('label', 'Cyst', "'cyst', 'metastasis', 'hemangioma' or 'healthy'"), ('phase', 'venous', "'portal'"), ('annotation_kind', 'nifti', "'seg'"),
+    ('label', 'Cyst', "'cyst', 'metastasis', 'hemangioma' or 'healthy'"), ('phase', 'venous', "'portal'"), ('annotation_kind', 'stl', "'seg'"),
     ('image_path', '/data/ct.dcm', 'absolute'), ('image_path', '../ct.dcm', '..'), ('annotation_path', 'a/../../b.png', '..'), ('image_path', 'C:/ct.dcm', 'POSIX'),
     ('image_path', 'a\\ct.dcm', 'POSIX'), ('image_path', '', "''"), ('patient_id', '', 'patient'), ('row_spacing_mm', '0', 'greater than 0'), ('row_spacing_mm', 'inf', 'finite'),
     ('col_spacing_mm', 'wide', 'number'), ('slice_thickness_mm', '-1', 'greater than 0'), ('sha256', 'ABC', 'pattern'), ('case_id', 'c0', 'already in row 2')])
@@ -49,9 +49,12 @@ def test_bad_cell(cohort, tmp_path, field, value, expected):
         assert 'csv row 3, '+field in message and expected in message
     assert not (tmp_path/'new.csv').exists() and not list(tmp_path.glob('.*'))
 
-def test_segment_of_a_seg(cohort, tmp_path):
-    cohort[2]['annotation_kind'] = 'seg'
-    assert 'row 4, segment' in one_line(save_manifest, cohort, tmp_path/'m.csv')
+@pytest.mark.parametrize('kind,segment,said', [('seg', '', 'segment number'), ('seg', '0', 'segment number'), ('rtstruct', 'GTV-1', 'ROI number'), ('boxes', '', 'id of a lesion'), ('polygons', '', 'id of a lesion')])
+def test_files_of_many_outlines_need_to_say_which(cohort, tmp_path, kind, segment, said):
+    cohort[2].update(annotation_kind=kind, segment=segment)
+    assert 'row 4, segment' in (message := one_line(save_manifest, cohort, tmp_path/'m.csv')) and said in message
+    cohort[2].update(segment='1')
+    save_manifest(cohort, tmp_path/'m.csv')
 
 def test_several_errors_are_counted(cohort, tmp_path):
     for r in cohort: r['label'] = 'unknown'
