@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'stage_seed', 'seed_all', 'Checkpoint', 'resumable_fit', 'St
            'git_revision', 'start_run', 'run_stage', 'progress', 'default_jobs', 'run_stages', 'predictions', 'collect',
            'reproduce']
 
-# %% ../nbs/21_experiment.ipynb #0cff5b64
+# %% ../nbs/21_experiment.ipynb #33ef9acd
 import dataclasses
 import datetime
 import importlib.metadata
@@ -34,13 +34,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import liverdis
-from .data import dataloaders, part
-from .disentangle import Disentangler, classifier_learner, disentangle_learner, swap
+from .data import batches, dataloaders, part
+from .disentangle import Disentangler, classifier_learner, disentangle_learner, encode, swap
 from .evaluate import majority_accuracy, probe_accuracy, summary, swap_consistency
 from .manifest import CLASSES, InputError, Manifest, make_folds, verify_files, write_atomic
 from .mixture import mixture_learner
 from .models import classifier, encoder
-from .roi import load_rois
+from .roi import RoiFile, load_rois
 from .settings import Settings, settings_from_dict
 
 # %% ../nbs/21_experiment.ipynb #1f1196d0
@@ -61,7 +61,7 @@ def seed_all(
     a, b, c = np.random.SeedSequence(entropy).generate_state(3)
     torch.manual_seed(int(a)); np.random.seed(b); random.seed(int(c))
 
-# %% ../nbs/21_experiment.ipynb #460ef2d1
+# %% ../nbs/21_experiment.ipynb #4d0ef552
 class Checkpoint(Callback):
     "Seeds every epoch, records history, keeps the best weights by validation loss and makes the fit resumable."
     order = Recorder.order + 10
@@ -85,7 +85,7 @@ class Checkpoint(Callback):
             self.state = saved.pop('state')
             self.model.load_state_dict(saved['model'])
             self.learn.create_opt()
-            self.opt.load_state_dict(saved['opt'])
+            self.opt.load_state_dict({**self.opt.state_dict(), 'state': saved['opt']})   # rates and decay are for `fit` to set
             for cb in self._stateful(): cb.load_state_dict(saved[cb.name])
         return self.state['epoch'] + 1
 
@@ -110,9 +110,7 @@ class Checkpoint(Callback):
     def save(self):
         t = time.perf_counter()
         callbacks = {cb.name: cb.state_dict() for cb in self._stateful()}
-        opt = self.opt.state_dict()   # in plain types, which torch loads without executing anything
-        opt = {'state': list(opt['state']), 'hypers': [{k: float(v) for k, v in h.items()} for h in opt['hypers']]}
-        torch.save({'state': self.state, 'model': self.model.state_dict(), 'opt': opt, **callbacks}, self.file.with_suffix('.tmp'))
+        torch.save({'state': self.state, 'model': self.model.state_dict(), 'opt': self.opt.state_dict()['state'], **callbacks}, self.file.with_suffix('.tmp'))
         os.replace(self.file.with_suffix('.tmp'), self.file)
         self.saved = time.perf_counter()
         self.cost = self.saved - t
@@ -136,7 +134,7 @@ def resumable_fit(
     learn.model.eval()
     return ckpt
 
-# %% ../nbs/21_experiment.ipynb #e3a6d071
+# %% ../nbs/21_experiment.ipynb #889ba7d8
 KINDS = {'baseline': (), 'disentangle': ('baseline',), 'proposed': ('disentangle',), 'judge': (), 'measure': ('disentangle', 'judge')}
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +168,7 @@ class Run:
         table = pd.read_csv(self.folder/'folds.csv', dtype={'case_id': str, 'patient_id': str})
         return table[table.repeat == repeat].reset_index(drop=True)
 
-    def rois(self) -> np.ndarray: return np.load(self.folder/'rois.npy', mmap_mode='r')
+    def rois(self) -> RoiFile: return RoiFile(self.folder/'rois.npy')
     def record_file(self, stage): return self.folder/'weights'/f'{stage.name}.json'
     def done(self, stage) -> bool: return self.record_file(stage).exists()
     def record(self, stage) -> dict: return json.loads(self.record_file(stage).read_text())
@@ -250,7 +248,7 @@ def start_run(
     write_atomic(folder/'run.json', json.dumps(info, indent=1))
     return Run(folder)
 
-# %% ../nbs/21_experiment.ipynb #644d18d0
+# %% ../nbs/21_experiment.ipynb #483b12db
 def run_stage(
     folder: Path, # a run's folder
     stage: Stage,
@@ -286,8 +284,8 @@ def _train(run, stage, cases, roles, seed):
 
 @torch.no_grad()
 def _test_predictions(model, run, cases, roles):
-    x, y = part(run.rois(), cases.label, roles == 'test', run.settings, run.info['device'])
-    p = model(x).softmax(1).double().cpu().numpy()
+    logits, y = encode(model, batches(run.rois(), cases.label, roles == 'test', run.settings, run.info['device']))
+    p = logits.softmax(1).double().cpu().numpy()
     return {'accuracy': float((p.argmax(1) == y.cpu().numpy()).mean()), 'probabilities': dict(zip(cases.case_id[roles == 'test'], p.tolist()))}
 
 def _save_weights(path, model):
@@ -295,22 +293,25 @@ def _save_weights(path, model):
     save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, f'{path}.tmp')
     os.replace(f'{path}.tmp', path)
 
-# %% ../nbs/21_experiment.ipynb #9ad605e9
+# %% ../nbs/21_experiment.ipynb #6285bc89
 @torch.no_grad()
 def _measure(run, stage, cases, roles, seed):
-    get = lambda role: part(run.rois(), cases.label, roles == role, run.settings)
-    (x_train, y_train), (x, y) = get('train'), get('test')
-    net, judge = run.disentangler(stage.needs[0]), run.classifier(stage.needs[1])
-    codes = {'r': net.unspec_encoder, 'c': net.spec_encoder}
-    probe = {f'probe_{k}_accuracy': probe_accuracy(e(x_train).numpy(), y_train.numpy(), e(x).numpy(), y.numpy()) for k, e in codes.items()}
+    device = run.info['device']
+    part_of = lambda role: batches(run.rois(), cases.label, roles == role, run.settings, device)
+    net, judge = run.disentangler(stage.needs[0]).to(device), run.classifier(stage.needs[1]).to(device)
+    (r_train, y_train), (r, y) = (encode(net.unspec_encoder, part_of(role)) for role in ('train', 'test'))
+    c_train, c = (encode(net.spec_encoder, part_of(role))[0] for role in ('train', 'test'))
+    y_train, y = y_train.cpu(), y.cpu()
+    probe = {f'probe_{k}_accuracy': probe_accuracy(known.cpu().numpy(), y_train.numpy(), new.cpu().numpy(), y.numpy()) for k, known, new in (('r', r_train, r), ('c', c_train, c))}
+    judged = lambda code, image: torch.cat([judge(net.decode(c[i], r[j])).argmax(1) for i, j in zip(code.split(256), image.split(256))]).cpu()
     rng = np.random.default_rng(seed)
-    pairs = [(i, rng.choice(np.flatnonzero(y == k))) for i in range(len(y)) for k in y.unique().tolist() if k != y[i]]
-    image, code = map(list, zip(*pairs))
-    swapped = swap_consistency(judge(swap(net, x[image], x[code])).argmax(1).numpy(), y[code].numpy(), y[image].numpy())
-    rebuilt = swap(net, x, x)
-    right = lambda images: float((judge(images).argmax(1) == y).float().mean())
-    return {'test_mse': float(((rebuilt - x) ** 2).mean()), **probe, 'majority_accuracy': majority_accuracy(y_train.numpy(), y.numpy()),
-            'swap_to_code': swapped['swap_to_code'], 'swap_to_image': swapped['swap_to_image'], 'judge_accuracy': right(x), 'judge_rebuilt_accuracy': right(rebuilt)}
+    image, code = torch.tensor([(i, rng.choice(np.flatnonzero(y == k))) for i in range(len(y)) for k in y.unique().tolist() if k != y[i]]).T
+    swapped = swap_consistency(judged(code, image).numpy(), y[code].numpy(), y[image].numpy())
+    everyone = torch.arange(len(y))
+    right = lambda answers: float((answers == y).float().mean())
+    mse = sum(((net(x)[0] - x) ** 2).mean((1, 2, 3)).sum() for x, _ in part_of('test')) / len(y)
+    return {'test_mse': float(mse), **probe, 'majority_accuracy': majority_accuracy(y_train.numpy(), y.numpy()),
+            'swap_to_code': swapped['swap_to_code'], 'swap_to_image': swapped['swap_to_image'], 'judge_accuracy': right(encode(judge, part_of('test'))[0].argmax(1).cpu()), 'judge_rebuilt_accuracy': right(judged(everyone, everyone))}
 
 # %% ../nbs/21_experiment.ipynb #6a8da5ec
 _COST = {'baseline': 1., 'judge': 1., 'proposed': 2., 'disentangle': 4., 'measure': 1.}  # relative, an epoch; for the progress bar and the order only

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Settings', 'provenance', 'preset', 'settings_from_dict']
 
-# %% ../nbs/05_settings.ipynb #a715d448
+# %% ../nbs/05_settings.ipynb #a39bc19b
 from dataclasses import asdict, field, fields
 
 import pandas as pd
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from .manifest import InputError
 
@@ -24,7 +24,7 @@ _Share = Annotated[float, Field(gt=0, lt=1)]
 _Rate = Annotated[float, Field(gt=0)]
 _Widths = tuple[_Positive, ...]
 
-# %% ../nbs/05_settings.ipynb #7dd8f3ed
+# %% ../nbs/05_settings.ipynb #cd52f299
 @dataclass(frozen=True, config=ConfigDict(extra='forbid'))
 class Settings:
     "All choices of one experiment; the defaults are the `paper` preset."
@@ -64,6 +64,8 @@ class Settings:
     mixture_others: Annotated[int, Field(ge=1, le=3)] = _ours(3, 'how many other classes enter a mixture: the nearest code of each')
     # randomness
     seed: Annotated[int, Field(ge=0)] = _ours(0, 'folds, initial weights, order, augmentation and mixtures all follow from it')
+    # the machine
+    precision: Literal['auto', 'float32', 'bfloat16'] = _ours('auto', 'of convolutions and matrix products inside encoders and decoder; auto is bfloat16 on CUDA and float32 elsewhere')
     threads: Annotated[int, Field(ge=0)] = _ours(0, 'CPU threads of one training (0: all cores); sums depend on their order, so this is part of the numbers')
 
 # %% ../nbs/05_settings.ipynb #bd0f7d24
@@ -74,13 +76,13 @@ def provenance(
     rows = [(f.name, getattr(settings, f.name), f.metadata['source'], f.metadata['why']) for f in fields(Settings)]
     return pd.DataFrame(rows, columns=['field', 'value', 'source', 'why']).set_index('field')
 
-# %% ../nbs/05_settings.ipynb #6333ba85
+# %% ../nbs/05_settings.ipynb #8b9f8015
 PRESETS = {
     'paper': Settings(),
     'demo': Settings(roi_size=64, encoder_widths=(8, 32, 128), code_size=64, hidden=64, decoder_widths=(128, 32, 16, 8), classifier_rate=2e-3,
-                     classifier_epochs=30, disentangle_epochs=30, disentangle_rate=1e-3, threads=1),
+                     classifier_epochs=30, disentangle_epochs=30, disentangle_rate=1e-3, precision='float32', threads=1),
     'smoke': Settings(cohort=(9, 9, 9, 9), roi_size=32, encoder_widths=(4, 8, 16), code_size=16, hidden=16, decoder_widths=(16, 8, 8, 4), batch_size=8, views=2,
-                      classifier_epochs=2, disentangle_epochs=2, classifier_rate=2e-3, disentangle_rate=1e-3, threads=1),
+                      classifier_epochs=2, disentangle_epochs=2, classifier_rate=2e-3, disentangle_rate=1e-3, precision='float32', threads=1),
 }
 
 def preset(
