@@ -160,7 +160,7 @@ def check(
     _console.print(f'{manifest}: all {len(lesions)} lesions can be used', soft_wrap=True, highlight=False)
     _console.print(_as_table(counts, None))
 
-# %% ../nbs/40_cli.ipynb #6b127fc7
+# %% ../nbs/40_cli.ipynb #f1e2cade
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help='folder of a finished run')],
@@ -180,19 +180,26 @@ def predict(
     if Run(run).info.get('data') == 'phantom': _console.print('trained on synthetic lesions: says nothing about a patient')
     if figure: p.draw(answer, Run(run).settings).savefig(figure, dpi=120)
 
-class Bench(str, Enum): ingest = 'ingest'
+class Bench(str, Enum): steps = 'steps'; loading = 'loading'; memory = 'memory'; search = 'search'; ingest = 'ingest'
 
 @app.command()
 def bench(
-    what: Annotated[Bench, typer.Argument(help='ingest: reading a hospital, against pydicom alone')],
-    source: Annotated[Optional[Path], typer.Option(help='folder of one patient, which is copied [default: made up]')] = None,
-    out: Annotated[Path, typer.Option(help='CSV of all rounds')] = Path('bench.csv'),
+    what: Annotated[Bench, typer.Argument(help='steps: training, against a plain PyTorch loop; loading: against PILDicom and MONAI; memory: with up to 100,000 regions; search: of neighbours among up to a million codes; ingest: against pydicom alone')],
+    preset: Annotated[Preset, typer.Option(help='steps: which networks')] = Preset.demo,
+    device: Annotated[Optional[str], typer.Option(help='steps: cpu, cuda or mps [default: the fastest there is]')] = None,
+    source: Annotated[Optional[Path], typer.Option(help='ingest: folder of one patient, which is copied [default: made up]')] = None,
+    out: Annotated[Optional[Path], typer.Option(help='CSV of all rounds [default: bench-WHAT.csv]')] = None,
 ):
     "Measure speed and memory, in turn with the thing it is compared to."
-    from liverdis.bench import bench_ingest, ratios
-    table = bench_ingest(source)
+    from liverdis import bench as b
+    from liverdis.experiment import pick_device
+    measure, summaries = {
+        'steps': (lambda: b.bench_steps(preset.value, device or pick_device()), (b.training_ratios, b.synthesis_shares)),
+        'loading': (b.bench_loading, (b.rates,)), 'memory': (b.bench_memory, (b.against_size,)), 'search': (b.bench_search, (b.search_times,)),
+        'ingest': (lambda: b.bench_ingest(source), (b.ratios,))}[what.value]
+    table, out = measure(), out or Path(f'bench-{what.value}.csv')
     table.to_csv(out, index=False, float_format='%.4g')
-    for name, part in ratios(table).T.groupby(level=0): _console.print(_as_table(part.droplevel(0).T, f'{name}, by number of patients'))
+    for summary in summaries: print(summary(table).to_string(), end='\n\n')
     _console.print(f'{out}: every round', soft_wrap=True, highlight=False)
 
 @app.command()

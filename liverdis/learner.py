@@ -13,7 +13,7 @@ from fastai.learner import AvgSmoothLoss, Learner
 from fastai.optimizer import OptimWrapper
 from torch import nn
 
-# %% ../nbs/11_learner.ipynb #997722d8
+# %% ../nbs/11_learner.ipynb #c4a124f5
 class _SmoothLoss(AvgSmoothLoss):
     "fastai's smoothed training loss, on the device"
     def accumulate(self, learn):
@@ -41,3 +41,7 @@ class RoiLearner(Learner):
 
     def to_detach(self, b, cpu=False, gather=False):
         return super().to_detach(b, cpu, gather)
+
+    def _call_one(self, event_name):
+        for cb in self.cbs.sorted('order'):
+            if event_name == 'after_fit' or event_name in vars(cb) or hasattr(type(cb), event_name): cb(event_name)
