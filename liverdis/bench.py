@@ -110,7 +110,7 @@ def by_hand(
             opt.zero_grad()
     return step
 
-# %% ../nbs/32_bench.ipynb #f37e87fb
+# %% ../nbs/32_bench.ipynb #aaa983a7
 def _wait(device):
     if device != 'cpu': getattr(torch, device).synchronize()
 
@@ -141,16 +141,18 @@ def _made_up(n, size, seed=0):
     "Regions of noise, for timing"
     return np.random.default_rng(seed).normal(75, 60, (n, 1, size, size)).astype(np.float32), np.resize(CLASSES, n)
 
-def _waits(f):
-    "How often the CPU waits for the GPU in `f`; without CUDA, never"
-    if not torch.cuda.is_available(): return 0
-    torch.cuda.set_sync_debug_mode('warn')
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter('always')
-            f()
-        return sum('synchroniz' in str(w.message) for w in caught)
-    finally: torch.cuda.set_sync_debug_mode('default')
+class _CountWaits(Callback):
+    "Counts how often the CPU waits for the GPU in the training part of an epoch"
+    order = -100
+    def before_train(self):
+        self.recording = warnings.catch_warnings(record=True)
+        self.caught = self.recording.__enter__()
+        warnings.simplefilter('always')
+        torch.cuda.set_sync_debug_mode('warn')
+    def after_train(self):
+        torch.cuda.set_sync_debug_mode('default')
+        self.recording.__exit__(None, None, None)
+        self.waits = sum('synchroniz' in str(w.message) for w in self.caught)
 
 def bench_steps(
     name: str='demo', # preset
@@ -158,7 +160,7 @@ def bench_steps(
     rounds: int=5,
     steps: int=None,  # of an epoch; None: 10, and 2 of the `paper` preset on a CPU
     batch: int=None,  # images; None: as in the preset, 8 of the `paper` preset on a CPU
-) -> pd.DataFrame: # preset, device, batch, phase, round, what, seconds (a batch), gflop (a batch, of the plain networks), peak_gflops, waits (of the CPU for the GPU in a step)
+) -> pd.DataFrame: # preset, device, batch, phase, round, what, seconds (a batch), gflop (a batch, of the plain networks), peak_gflops, on CUDA waits (of the CPU for the GPU in an epoch)
     "Phases 1 to 3: a plain PyTorch loop, the same loop with this library's networks, and its Learner, in turn; and the parts of phase 3."
     heavy = name == 'paper' and device == 'cpu'
     steps, batch = steps or (2 if heavy else 10), batch or (8 if heavy else preset(name).batch_size)
@@ -173,9 +175,9 @@ def bench_steps(
     def epoch(step):
         for i in torch.randperm(len(images), device=device).split(batch): step(augment.moved(images[i]), targets[i])
 
-    def learner_epoch(learn):
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=(clock := _Clock(device)))
-        return clock.seconds
+    def learner_epoch(learn, cb):
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
+        return cb
 
     for phase in (1, 2, 3):
         if phase == 1: learn = classifier_learner(dls, s)
@@ -187,7 +189,7 @@ def bench_steps(
         slow_mixer = MixtureLabels(plain(generator), mixer.bank, s) if mixer else None
         loops = {'plain': by_hand(slow, s, False, slow_mixer), 'networks': by_hand(fast, s, True, mixer)}
         with FlopCounterMode(display=False) as counter: loops['plain'](images[:batch], targets[:batch])
-        ways = {**{what: lambda step=step: _seconds(lambda: epoch(step), device) for what, step in loops.items()}, 'liverdis': lambda: learner_epoch(learn)}
+        ways = {**{what: lambda step=step: _seconds(lambda: epoch(step), device) for what, step in loops.items()}, 'liverdis': lambda: learner_epoch(learn, _Clock(device)).seconds}
         if mixer:
             x, y = images[:batch], targets[:batch]
             with torch.no_grad(): c = generator.spec_encoder(x)
@@ -199,7 +201,7 @@ def bench_steps(
             for what, f in ways.items():
                 with torch.set_grad_enabled(what in ('plain', 'networks', 'liverdis')): seconds = f() / steps
                 if k >= 0: rows.append(dict(phase=phase, round=k, what=what, seconds=seconds, gflop=counter.get_total_flops() / 1e9, peak_gflops=peak))
-        rows[-1]['waits'] = _waits(lambda: learner_epoch(learn)) if device == 'cuda' else 0
+        if device == 'cuda': rows[-1]['waits'] = learner_epoch(learn, _CountWaits()).waits
     return pd.DataFrame(rows).assign(preset=name, device=device, batch=batch)
 
 # %% ../nbs/32_bench.ipynb #0cfc98a7

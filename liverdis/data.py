@@ -104,7 +104,7 @@ class BatchDL(TfmdDL):
         "All items once, in order and as they are: batches of images `(B,1,H,W)` and labels `(B,)`, plain tensors on the device."
         for items in torch.arange(len(self.dataset)).split(bs): yield tuple(t.as_subclass(torch.Tensor) for t in self._load(items))
 
-# %% ../nbs/06_data.ipynb #6c01143b
+# %% ../nbs/06_data.ipynb #1e9829a8
 def roi_block(
     rois,               # (N,1,H,W) in HU, one a row of the manifest: array or `RoiFile`
     labels: pd.Series,  # (N,) class names
@@ -136,8 +136,8 @@ def dataloaders(
     "Training (augmented, `views` times a case) and validation DataLoaders of one fold."
     def reader(rows):
         rows = np.array(rows)
-        fits = len(rows) * settings.roi_size ** 2 * 4 <= _room(device)
-        return {'read': lambda items: _read(rois, labels, rows[items], settings), 'resident': fits if resident is None else resident}
+        keep = len(rows) * settings.roi_size ** 2 * 4 <= _room(device) if resident is None else resident
+        return {'read': lambda items: _read(rois, labels, rows[items], settings), 'resident': keep}
     train, valid = map(reader, _rows(roles))
     return roi_block(rois, labels, roles, settings).dataloaders(
         range(len(rois)), bs=settings.batch_size, device=torch.device(device), num_workers=0,

@@ -248,7 +248,7 @@ def start_run(
     write_atomic(folder/'run.json', json.dumps(info, indent=1))
     return Run(folder)
 
-# %% ../nbs/21_experiment.ipynb #483b12db
+# %% ../nbs/21_experiment.ipynb #42294dd8
 def run_stage(
     folder: Path, # a run's folder
     stage: Stage,
@@ -285,7 +285,7 @@ def _train(run, stage, cases, roles, seed):
 @torch.no_grad()
 def _test_predictions(model, run, cases, roles):
     logits, y = encode(model, batches(run.rois(), cases.label, roles == 'test', run.settings, run.info['device']))
-    p = logits.softmax(1).double().cpu().numpy()
+    p = logits.softmax(1).cpu().double().numpy()
     return {'accuracy': float((p.argmax(1) == y.cpu().numpy()).mean()), 'probabilities': dict(zip(cases.case_id[roles == 'test'], p.tolist()))}
 
 def _save_weights(path, model):

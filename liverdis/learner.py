@@ -13,7 +13,7 @@ from fastai.learner import AvgSmoothLoss, Learner
 from fastai.optimizer import OptimWrapper
 from torch import nn
 
-# %% ../nbs/11_learner.ipynb #c4a124f5
+# %% ../nbs/11_learner.ipynb #d909d94d
 class _SmoothLoss(AvgSmoothLoss):
     "fastai's smoothed training loss, on the device"
     def accumulate(self, learn):
@@ -34,7 +34,7 @@ class RoiLearner(Learner):
         cbs=None,
     ):
         parameters = [p for m in trained for p in m.parameters()]
-        super().__init__(dls, model, loss_func=loss_func, lr=rate, wd=[wd, 0.], wd_bn_bias=True, train_bn=False, metrics=metrics, cbs=cbs,
+        super().__init__(dls, model.to(dls.device), loss_func=loss_func, lr=rate, wd=[wd, 0.], wd_bn_bias=True, train_bn=False, metrics=metrics, cbs=cbs,
                          opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True),
                          splitter=lambda m: [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim == 1]])
         self.recorder.smooth_loss = _SmoothLoss()
