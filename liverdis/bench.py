@@ -7,11 +7,12 @@ __all__ = ['in_fresh_process', 'plain', 'by_hand', 'peak_gflops', 'bench_steps',
            'bench_loading', 'rates', 'bench_memory', 'against_size', 'bench_search', 'search_times', 'copy_patients',
            'bench_ingest', 'ratios']
 
-# %% ../nbs/32_bench.ipynb #7166797d
+# %% ../nbs/32_bench.ipynb #aa60474a
 import copy
 import math
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import sys
@@ -42,14 +43,17 @@ from .models import UpConv2d
 from .roi import RoiFile, stream_rois
 from .settings import Settings, preset
 
-# %% ../nbs/32_bench.ipynb #6f58dc7d
+# %% ../nbs/32_bench.ipynb #77a50019
 def _timed(pipe, f, args):
     before = time.perf_counter()
     f(*args)
     seconds = time.perf_counter() - before
     get_reusable_executor().shutdown()   # joblib's workers end, and so are counted among the children
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    pipe.send((seconds, peak/(2**20 if sys.platform == 'darwin' else 2**10)))
+    unit = 2**20 if sys.platform == 'darwin' else 2**10
+    own, workers = (resource.getrusage(who).ru_maxrss/unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    status = Path('/proc/self/status')   # Linux counts the parent's memory in ru_maxrss of a child; here it does not
+    if status.exists(): own = int(re.search(r'VmHWM:\s+(\d+)', status.read_text())[1])/2**10
+    pipe.send((seconds, max(own, workers)))
 
 def in_fresh_process(f, *args) -> tuple: # seconds, and the highest resident memory of one process in MB
     "Time a call in a process of its own, after imports"
@@ -279,7 +283,7 @@ def rates(
     share = rate.div(rate.resident, axis=0)
     return pd.DataFrame({'images/s': rate.median().map('{:.3g}'.format), 'relative to resident': share.median().round(3), 'from': share.min().round(3), 'to': share.max().round(3)})
 
-# %% ../nbs/32_bench.ipynb #c29c1a25
+# %% ../nbs/32_bench.ipynb #692eabf9
 def _write_noise(path, n, size, seed=0):
     rng = np.random.default_rng(seed)
     stream_rois(path, n, size, (rng.normal(75, 60, (min(1000, n - i), 1, size, size)).astype(np.float32) for i in range(0, n, 1000)))
@@ -290,30 +294,40 @@ class _Stop(Callback):
     def after_batch(self):
         if self.training and self.iter == self.steps: raise CancelTrainException
 
-def _train_from(path, n, resident, steps, result):
+def _phase1_from(path, n, resident):
+    "A Learner of phase 1 over the regions of a file, whose loader has been started"
     s = preset('demo', views=1)
     torch.set_num_threads(1)
     dls = dataloaders(RoiFile(path), np.resize(CLASSES, n), np.where(np.arange(n) < n - 64, 'train', 'valid'), s, resident=resident)
-    next(iter(dls.train))                 # resident: reads everything
-    learn = classifier_learner(dls, s)
+    next(iter(dls.train))      # resident: reads everything
+    return classifier_learner(dls, s)
+
+def _rate(learn, steps):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[clock := _Clock('cpu'), _Stop(steps)])
-    for x, _ in dls.train.plain(): pass   # the whole file was read
-    Path(result).write_text(str((steps + 1) * s.batch_size / clock.seconds))
+    return (steps + 1) * learn.dls.bs / clock.seconds
+
+def _train_and_read(path, n, resident, steps):
+    learn = _phase1_from(path, n, resident)
+    _rate(learn, steps)
+    for _ in learn.dls.train.plain(): pass   # the whole file was read
 
 def bench_memory(
     sizes=(1000, 10_000, 100_000), # regions
-    rounds: int=3,
-    steps: int=200,
-) -> pd.DataFrame: # n, round, what ('resident', 'from file'), images_per_s, peak_mb
-    "Highest memory and rate of training against the number of regions, in fresh processes."
+    rounds: int=7,
+    steps: int=100,                # of phase 1 a round
+) -> pd.DataFrame: # n, what ('resident', 'from file'), round, images_per_s, peak_mb
+    "Rate of training, in turn, and highest memory, each way in a fresh process, against the number of regions."
     rows = []
     with tempfile.TemporaryDirectory() as tmp:
         for n in sizes:
             _write_noise(path := f'{tmp}/rois.npy', n, preset('demo').roi_size)
-            for k in range(rounds):
-                for what in ('resident', 'from file'):
-                    _, peak = in_fresh_process(_train_from, path, n, what == 'resident', min(steps, n // 32 - 3), f'{tmp}/rate')
-                    rows.append(dict(n=n, round=k, what=what, images_per_s=float(Path(f'{tmp}/rate').read_text()), peak_mb=peak))
+            ways, few = {'resident': True, 'from file': False}, min(steps, n // 32 - 3)
+            peaks = {what: in_fresh_process(_train_and_read, path, n, resident, few)[1] for what, resident in ways.items()}
+            learners = {what: _phase1_from(path, n, resident) for what, resident in ways.items()}
+            for k in range(-1, rounds):
+                for what, learn in learners.items():
+                    rate = _rate(learn, few)
+                    if k >= 0: rows.append(dict(n=n, what=what, round=k, images_per_s=rate, peak_mb=peaks[what]))
     return pd.DataFrame(rows)
 
 def against_size(

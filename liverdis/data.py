@@ -61,7 +61,7 @@ class RandomAffine(DisplayedTransform):
         grid = (m[:, :, 0] * across + m[:, :, 1] * down[:, None] + m[:, :, 2]).movedim(1, -1)   # as `F.affine_grid`, whose small matrix products take longer than the resampling
         return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
 
-# %% ../nbs/06_data.ipynb #0a67c68c
+# %% ../nbs/06_data.ipynb #1f840c3c
 class BatchDL(TfmdDL):
     "A `TfmdDL` that reads whole batches, from the device's memory or from the file, and shows each item `views` times an epoch."
     def __init__(self, dataset, *args,
@@ -96,7 +96,7 @@ class BatchDL(TfmdDL):
         items = torch.tensor(list(samples), dtype=torch.long) % len(self.dataset)
         n = len(items) // self.bs * self.bs if self.drop_last else len(items)
         if not self.resident: yield from self._ahead(items[:n].split(self.bs)); return
-        if self._held is None: self._held = self._load(torch.arange(len(self.dataset)))
+        if self._held is None: self._held = tuple(map(torch.cat, zip(*map(self._load, torch.arange(len(self.dataset)).split(1024)))))
         x, y = self._held
         for i in items[:n].to(x.device).split(self.bs): yield x[i], y[i]
 

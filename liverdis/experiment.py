@@ -313,8 +313,8 @@ def _measure(run, stage, cases, roles, seed):
     return {'test_mse': float(mse), **probe, 'majority_accuracy': majority_accuracy(y_train.numpy(), y.numpy()),
             'swap_to_code': swapped['swap_to_code'], 'swap_to_image': swapped['swap_to_image'], 'judge_accuracy': right(encode(judge, part_of('test'))[0].argmax(1).cpu()), 'judge_rebuilt_accuracy': right(judged(everyone, everyone))}
 
-# %% ../nbs/21_experiment.ipynb #6a8da5ec
-_COST = {'baseline': 1., 'judge': 1., 'proposed': 2., 'disentangle': 4., 'measure': 1.}  # relative, an epoch; for the progress bar and the order only
+# %% ../nbs/21_experiment.ipynb #50bda901
+_COST = {'baseline': 1., 'judge': 1., 'proposed': 3.5, 'disentangle': 6., 'measure': 1.}  # relative, an epoch; for the progress bar and the order only
 
 def _epochs(stage, s): return {'disentangle': s.disentangle_epochs, 'measure': 1}.get(stage.kind, s.classifier_epochs)
 
