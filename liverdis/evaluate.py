@@ -183,7 +183,7 @@ def _plain(x):
     if isinstance(x, np.generic): x = x.item()
     return None if x != x else x
 
-# %% ../nbs/20_evaluate.ipynb #082d2847
+# %% ../nbs/20_evaluate.ipynb #5decaf2a
 def probe_accuracy(
     codes_train, # (N,D) codes of training cases
     y_train,     # (N,) classes
@@ -192,6 +192,7 @@ def probe_accuracy(
 ) -> float: # 0 to 1
     "Test accuracy of a fresh logistic regression on standardised codes."
     search = GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)), {'logisticregression__C': np.logspace(-4, 1, 6)}, cv=3)
+    codes_train, codes_test = (np.asarray(c, float) for c in (codes_train, codes_test))   # in float32 the solver may give up
     return float(search.fit(codes_train, y_train).score(codes_test, y_test))
 
 def majority_accuracy(

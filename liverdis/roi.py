@@ -107,7 +107,7 @@ def sample_healthy(liver_mask: np.ndarray, # (H,W) bool
         raise InputError(f"room for {len(boxes)} of {n} squares of {h} x {w} pixels in the liver, {gap_mm} mm from lesions; ask for fewer or smaller ones")
     return boxes
 
-# %% ../nbs/03_roi.ipynb #7762f863
+# %% ../nbs/03_roi.ipynb #a1bb6eb4
 def extract_roi(lesion_row,    # a row of a manifest (`Lesion`, or of its data frame)
                 root,          # folder its paths are relative to
                 margin: float, # tissue on each side, as a share of the longer side of the lesion
@@ -128,14 +128,15 @@ class RoiFile:
 
     def __len__(self): return self.shape[0]
 
-    def __getitem__(self, rows): # an integer, slice, mask or array of integers
+    def __getitem__(self, at): # an integer, slice, mask or array of integers; after it what to take of each region, as of an array
+        rows, *within = at if isinstance(at, tuple) else (at,)
         rows = np.arange(len(self))[rows]
         out = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         with open(self.path, 'rb') as f:
             for row, region in zip(rows.flat, out.reshape(-1, *self.shape[1:])):
                 f.seek(self._start + int(row)*region.nbytes)
                 f.readinto(region)
-        return out
+        return out[(slice(None),)*rows.ndim + tuple(within)]
 
     def __array__(self, dtype=None, copy=None): return self[:].astype(dtype or self.dtype, copy=False)
 
