@@ -160,7 +160,7 @@ def check(
     _console.print(f'{manifest}: all {len(lesions)} lesions can be used', soft_wrap=True, highlight=False)
     _console.print(_as_table(counts, None))
 
-# %% ../nbs/40_cli.ipynb #f1e2cade
+# %% ../nbs/40_cli.ipynb #5bc23fd6
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help='folder of a finished run')],
@@ -197,7 +197,9 @@ def bench(
         'steps': (lambda: b.bench_steps(preset.value, device or pick_device()), (b.training_ratios, b.synthesis_shares)),
         'loading': (b.bench_loading, (b.rates,)), 'memory': (b.bench_memory, (b.against_size,)), 'search': (b.bench_search, (b.search_times,)),
         'ingest': (lambda: b.bench_ingest(source), (b.ratios,))}[what.value]
-    table, out = measure(), out or Path(f'bench-{what.value}.csv')
+    try: table = measure()
+    except ModuleNotFoundError as e: raise InputError(f"bench {what.value} compares with a package that is not installed, {e.name}: pip install 'liverdis[bench]'") from None
+    out = out or Path(f'bench-{what.value}.csv')
     table.to_csv(out, index=False, float_format='%.4g')
     for summary in summaries: print(summary(table).to_string(), end='\n\n')
     _console.print(f'{out}: every round', soft_wrap=True, highlight=False)
