@@ -114,7 +114,7 @@ def by_hand(
             opt.zero_grad()
     return step
 
-# %% ../nbs/32_bench.ipynb #aaa983a7
+# %% ../nbs/32_bench.ipynb #07b1e272
 def _wait(device):
     if device != 'cpu': getattr(torch, device).synchronize()
 
@@ -129,7 +129,7 @@ def peak_gflops(
     device: str,
     precision: str, # as in `Settings`
 ) -> float:
-    "Arithmetic of a large matrix product on the device, 10⁹ operations a second: the best of five."
+    "Arithmetic of a large matrix product on the device, 10⁹ operations a second: the best of six."
     n, dtype = (8192, torch.bfloat16) if device == 'cuda' and precision != 'float32' else (2048, torch.float32)
     a = torch.randn(n, n, device=device, dtype=dtype)
     return max(2 * n ** 3 / _seconds(lambda: a @ a, device) / 1e9 for _ in range(6))
