@@ -17,7 +17,7 @@ help: ## this list
 
 test: $(STAMP) ## every notebook as a test (nbdev_test), then tests/ (pytest)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 reproduce: $(STAMP) ## the paper's experiment on the embedded cohort, reduced (preset demo), into OUT=runs/demo; run again to go on after a stop
 	$(BIN)/liverdis reproduce --preset demo --out $(OUT)

@@ -188,7 +188,7 @@ class Run:
         net.load_state_dict(load_file(self.folder/'weights'/f'{stage.name}.safetensors'))
         return net.eval()
 
-# %% ../nbs/21_experiment.ipynb #8b313b9d
+# %% ../nbs/21_experiment.ipynb #7d535c0c
 def pick_device() -> str:
     "The fastest device here: 'cuda', 'mps' or 'cpu'."
     return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -234,6 +234,9 @@ def start_run(
         there = Run(folder).info
         differs = [f'settings.{k}' for k, v in same['settings'].items() if there['settings'].get(k) != v] + [k for k in same if k != 'settings' and there[k] != same[k]]
         if differs: raise InputError(f"{folder}: holds a run that differs in {', '.join(differs)}: choose another --out, or delete the folder")
+        if repeats <= there['repeats'] and (folder/'results.json').exists(): return Run(folder)
+        changed = [f'{p} {was} (here {now})' for p, now in versions().items() if (was := there['versions'].get(p)) != now]
+        if changed: raise InputError(f"{folder}: holds a run begun with {', '.join(changed)}: go on with that, choose another --out, or delete the folder")
         if repeats <= there['repeats']: return Run(folder)
         write_atomic(folder/'folds.csv', _fold_table(manifest, settings, repeats))
         (folder/'results.json').unlink(missing_ok=True)
