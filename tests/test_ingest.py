@@ -1,6 +1,7 @@
 """Cohorts from real CT, in every format, and from made-up patients where a fault must be planted."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,8 @@ def test_no_identifier_of_real_files_gets_out(tmp_path):
     assert len(files) > 15
     for f in files:
         content = f.read_bytes() + str(f.relative_to(tmp_path/'out')).encode()
-        assert not [w for w in words if w in content], f
+        outside_checksums = re.sub(rb'[0-9a-f]{12,}', b'', content)   # among whose digits, random with the key, a short word comes up now and then
+        assert not [w for w in words if w in (content if len(w) >= 12 else outside_checksums)], f
 
 @real
 def test_whatever_is_in_the_folder(tmp_path):
