@@ -21,6 +21,7 @@ import time
 import warnings
 from pathlib import Path
 
+import fastai.callback.schedule   # gives a Learner fit_one_cycle
 import numpy as np
 import pandas as pd
 import pydicom
@@ -89,9 +90,12 @@ def by_hand(
 ):
     "A training step of any phase in plain PyTorch, as a function of images and labels."
     s = settings
-    def adam(parameters, rate, wd=0.): return torch.optim.AdamW(parameters, lr=rate, betas=(.9, .99), eps=1e-5, weight_decay=wd, fused=fused or None)
+    def adam(*modules, rate, wd=0.):
+        parameters = [p for m in modules for p in m.parameters()]
+        decayed, rest = ([p for p in parameters if (p.ndim > 1) == many] for many in (True, False))
+        return torch.optim.AdamW([{'params': decayed, 'weight_decay': wd}, {'params': rest, 'weight_decay': 0.}], lr=rate, betas=(.9, .99), eps=1e-5, fused=fused or None)
     if isinstance(model, Disentangler):
-        opt = adam([*model.unspec_encoder.parameters(), *model.decoder.parameters()], s.disentangle_rate)
+        opt = adam(model.unspec_encoder, model.decoder, rate=s.disentangle_rate)
         adversary, loss = model.adversary.requires_grad_(True), DisentangleLoss(s.lam, math.log(len(CLASSES)))
         adv_opt = torch.optim.Adam(adversary.parameters(), lr=s.adversary_rate, fused=fused or None)
         def step(x, y):
@@ -104,7 +108,7 @@ def by_hand(
             opt.step()
             opt.zero_grad()
     else:
-        opt = adam(model.parameters(), s.classifier_rate, s.weight_decay)
+        opt = adam(model, rate=s.classifier_rate, wd=s.weight_decay)
         def step(x, y):
             if mixer:
                 images, w = mixer.mix(x, y)
@@ -161,13 +165,13 @@ class _CountWaits(Callback):
 def bench_steps(
     name: str='demo', # preset
     device: str='cpu',
-    rounds: int=5,
-    steps: int=None,  # of an epoch; None: 10, and 2 of the `paper` preset on a CPU
+    rounds: int=15,
+    steps: int=None,  # of an epoch; None: 35, as an epoch of the paper has, and 2 of the `paper` preset on a CPU
     batch: int=None,  # images; None: as in the preset, 8 of the `paper` preset on a CPU
 ) -> pd.DataFrame: # preset, device, batch, phase, round, what, seconds (a batch), gflop (a batch, of the plain networks), peak_gflops, on CUDA waits (of the CPU for the GPU in an epoch)
     "Phases 1 to 3: a plain PyTorch loop, the same loop with this library's networks, and its Learner, in turn; and the parts of phase 3."
     heavy = name == 'paper' and device == 'cpu'
-    steps, batch = steps or (2 if heavy else 10), batch or (8 if heavy else preset(name).batch_size)
+    steps, batch = steps or (2 if heavy else 35), batch or (8 if heavy else preset(name).batch_size)
     s = preset(name, batch_size=batch, views=1)
     torch.set_num_threads(s.threads or os.cpu_count())
     rois, labels = _made_up(steps * batch + 4, s.roi_size)
@@ -180,7 +184,7 @@ def bench_steps(
         for i in torch.randperm(len(images), device=device).split(batch): step(augment.moved(images[i]), targets[i])
 
     def learner_epoch(learn, cb):
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
+        with learn.no_bar(), learn.no_logging(): (learn.fit if phase == 2 else learn.fit_one_cycle)(1, cbs=cb)
         return cb
 
     for phase in (1, 2, 3):
@@ -212,11 +216,11 @@ def bench_steps(
 def training_ratios(
     table: pd.DataFrame, # of `bench_steps`
 ) -> pd.DataFrame: # one row a preset, device and phase
-    "Images a second, model-FLOP utilisation, and what networks and Learner give and cost: medians, with the range of the ratios over the rounds."
+    "Images a second, model-FLOP utilisation, and what networks and Learner give and cost: medians, of the ratios with their quartiles over the rounds."
     rows = {}
     for key, t in table.groupby(['preset', 'device', 'phase']):
         s = t.pivot(index='round', columns='what', values='seconds')
-        ratio = lambda r, digits=2: f'{r.median():.{digits}f} ({r.min():.{digits}f} to {r.max():.{digits}f})'
+        ratio = lambda r: '{1:.2f} ({0:.2f} to {2:.2f})'.format(*r.quantile([.25, .5, .75]))
         rows[key] = {'images/s': t.batch.iloc[0] / s.liverdis.median(), 'MFU': f'{t.gflop.iloc[0] / s.liverdis.median() / t.peak_gflops.iloc[0]:.0%}', 'MFU, plain': f'{t.gflop.iloc[0] / s.plain.median() / t.peak_gflops.iloc[0]:.0%}',
                      'plain / liverdis': ratio(s.plain / s.liverdis), 'plain / networks': ratio(s.plain / s.networks), 'liverdis / networks': ratio(s.liverdis / s.networks)}
     out = pd.DataFrame.from_dict(rows, orient='index').rename_axis(['preset', 'device', 'phase'])

@@ -37,6 +37,7 @@ import liverdis
 from .data import batches, dataloaders, part
 from .disentangle import Disentangler, classifier_learner, disentangle_learner, encode, swap
 from .evaluate import majority_accuracy, probe_accuracy, summary, swap_consistency
+from .learner import keep_memory
 from .manifest import CLASSES, InputError, Manifest, make_folds, verify_files, write_atomic
 from .mixture import mixture_learner
 from .models import classifier, encoder
@@ -336,6 +337,7 @@ def progress(
     return sum(done), sum(total.values())
 
 def _worker():
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     def follow_parent():
         multiprocessing.parent_process().join()
