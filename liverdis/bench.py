@@ -31,13 +31,16 @@ from fastai.callback.core import Callback, CancelTrainException
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 from pydicom.data import get_testdata_file
+from scipy.spatial import cKDTree
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import liverdis.qc   # drawing libraries, which ingest imports at its end
 from .data import RandomAffine, dataloaders, part
 from .disentangle import Disentangler, DisentangleLoss, classifier_learner, disentangle_learner
+from .experiment import Run, Stage
 from .ingest import Labels, Options, ingest, write_example
+from .learner import keep_memory
 from .manifest import CLASSES
 from .mixture import CodeBank, MixtureLabels, mixture_learner
 from .models import UpConv2d
@@ -174,6 +177,7 @@ def bench_steps(
     steps, batch = steps or (2 if heavy else 35), batch or (8 if heavy else preset(name).batch_size)
     s = preset(name, batch_size=batch, views=1)
     torch.set_num_threads(s.threads or os.cpu_count())
+    if device == 'cpu': keep_memory()   # as the processes of a run do
     rois, labels = _made_up(steps * batch + 4, s.roi_size)
     dls = dataloaders(rois, labels, np.resize(['train'] * steps * batch + ['valid'] * 4, len(rois)), s, device, resident=True)
     images, targets = next(dls.train.plain(len(rois)))
@@ -348,72 +352,86 @@ def _noise_codes(n, d):
     g = torch.Generator().manual_seed(0)
     return torch.randn(n, d, generator=g).relu_(), torch.arange(n) % len(CLASSES), torch.randn(32, d, generator=g).relu_(), torch.arange(32) % len(CLASSES)
 
-def _searches(n, d):
+@torch.no_grad()
+def _trained_codes(n, run):
+    "Codes that the encoder of a run's first fold gives to ever new views of its training cases"
+    s, cases = run.settings, run.cases(0)
+    images, labels = part(run.rois(), cases.label, cases.fold_1 == 'train', s)
+    encoder, augment = run.classifier(Stage(0, 1, 'baseline'))[0], RandomAffine(s.max_scale, s.max_rotation, s.max_translation)
+    times = math.ceil((n + 32) / len(images))
+    torch.manual_seed(0)
+    codes, labels = torch.cat([encoder(augment.moved(images)) for _ in range(times)]), labels.repeat(times)
+    return codes[:n], labels[:n], codes[-32:], labels[-32:]
+
+def _searches(codes, labels, c, y):
     "For each way, a function that makes its index and gives the search: (32,K,D)"
-    codes, labels, c, y = _noise_codes(n, d)
+    d, by_class = codes.shape[1], [codes[labels == k] for k in range(len(CLASSES))]
+    def with_own(found):
+        found[torch.arange(len(y)), y] = c
+        return found
     def blocks():
         bank = CodeBank(codes, labels)
         return lambda: bank.candidates(c, y)
-    def distances():
-        by_class = [codes[labels == k] for k in range(len(CLASSES))]
-        def search():
-            found = torch.stack([k[torch.cdist(c, k).argmin(1)] for k in by_class], 1)
-            found[torch.arange(32), y] = c
-            return found
-        return search
-    def faiss_index(make):
+    def distances(): return lambda: with_own(torch.stack([k[torch.cdist(c, k).argmin(1)] for k in by_class], 1))
+    def library(make):
+        indices = [make(k.numpy()) for k in by_class]
+        return lambda: with_own(torch.stack([k[torch.from_numpy(nearest(c.numpy()))] for k, nearest in zip(by_class, indices)], 1))
+    def tree(k):
+        tree = cKDTree(k)
+        return lambda q: tree.query(q)[1]
+    def exact(k):
         import faiss
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        by_class = [codes[labels == k].numpy() for k in range(len(CLASSES))]
-        indices = [make(faiss, k) for k in by_class]
-        def search():
-            found = torch.from_numpy(np.stack([k[i.search(c.numpy(), 1)[1][:, 0]] for k, i in zip(by_class, indices)], 1))
-            found[torch.arange(32), y] = c
-            return found
-        return search
-    def exact(faiss, k):
         index = faiss.IndexFlatL2(d)
         index.add(k)
-        return index
-    def cells(faiss, k):
+        return lambda q: index.search(q, 1)[1][:, 0]
+    def cells(k):
+        import faiss
         index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, 1024)
+        index.cp.min_points_per_centroid = 1   # says nothing where a cell gets few
         index.train(k[:60_000])
         index.add(k)
         index.nprobe = 16
-        return index
-    ways = {'blocks': blocks, 'distances': distances, 'faiss, exact': lambda: faiss_index(exact)}
-    return ways | ({'faiss, cells': lambda: faiss_index(cells)} if n >= 2 ** 18 else {})
+        return lambda q: index.search(q, 1)[1][:, 0]
+    ways = {'blocks': blocks, 'distances': distances, 'faiss, exact': lambda: library(exact)}
+    return ways | ({'faiss, cells': lambda: library(cells), 'k-d tree': lambda: library(tree)} if len(codes) >= 10 ** 5 else {})
 
 def _search_once(n, d, what):
+    _one_thread()
+    _searches(*_noise_codes(n, d))[what]()()
+
+def _one_thread():
+    import faiss
+    faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
-    _searches(n, d)[what]()()
 
 def bench_search(
     sizes=(100, 1000, 10_000, 100_000, 1_000_000), # codes
     names=('demo', 'paper'),                       # presets, for the length of a code
     rounds: int=5,
     memory: bool=True,                             # measure peak_mb at the largest size, in fresh processes
-) -> pd.DataFrame: # preset, n, round, what, seconds (a batch of 32), found (share of true neighbours), peak_mb
+    run=None,                                      # folder of a finished run, whose codes are searched too, up to 100,000
+) -> pd.DataFrame: # codes ('noise' or 'trained'), preset, n, round, what, seconds (a batch of 32), found (share of true neighbours), peak_mb
     "Search for neighbours against the size of the bank, in turn. Needs `pip install liverdis[bench]`."
-    torch.set_num_threads(1)
+    _one_thread()
     rows = []
-    for name in names:
-        for n in sizes:
-            d = preset(name).code_size
-            ways = {what: make() for what, make in _searches(n, d).items()}
-            true = ways['distances']()
-            peaks = {what: in_fresh_process(_search_once, n, d, what)[1] for what in ways} if memory and n == max(sizes) else {}
-            for k in range(-1, rounds):
-                for what, search in ways.items():
-                    seconds = _seconds(search, 'cpu')
-                    if k >= 0: rows.append(dict(preset=name, n=n, round=k, what=what, seconds=seconds, found=(search() == true).all(2).float().mean().item() if k == 0 else np.nan, peak_mb=peaks.get(what)))
+    banks = [('noise', name, n, lambda n=n, name=name: _noise_codes(n, preset(name).code_size)) for name in names for n in sizes]
+    if run: banks += [('trained', Run(run).info['preset'], n, lambda n=n: _trained_codes(n, Run(run))) for n in sizes if n <= 10 ** 5]
+    for kind, name, n, make in banks:
+        ways = {what: index() for what, index in _searches(*make()).items() if (what, kind) != ('k-d tree', 'noise')}   # there it would visit every leaf
+        true = ways['distances']()
+        measured = memory and kind == 'noise' and n == max(sizes)
+        peaks = {what: in_fresh_process(_search_once, n, preset(name).code_size, what)[1] for what in ways} if measured else {}
+        for k in range(-1, rounds):
+            for what, search in ways.items():
+                seconds = _seconds(search, 'cpu')
+                if k >= 0: rows.append(dict(codes=kind, preset=name, n=n, round=k, what=what, seconds=seconds, found=(search() == true).all(2).float().mean().item() if k == 0 else np.nan, peak_mb=peaks.get(what)))
     return pd.DataFrame(rows)
 
 def search_times(
     table: pd.DataFrame, # of `bench_search`
-) -> pd.DataFrame: # one row a preset and size, one column a way
+) -> pd.DataFrame: # one row a kind of codes, preset and size, one column a way
     "Milliseconds a batch of 32, medians."
-    return (1000 * table.groupby(['preset', 'n', 'what']).seconds.median().unstack()).map(lambda v: f'{v:.3g}' if v == v else '')
+    return (1000 * table.groupby(['codes', 'preset', 'n', 'what']).seconds.median().unstack()).map(lambda v: f'{v:.3g}' if v == v else '')
 
 # %% ../nbs/32_bench.ipynb #bae8abc9
 def copy_patients(source,    # folder of one patient

@@ -187,7 +187,7 @@ def bench(
     what: Annotated[Bench, typer.Argument(help='steps: training, against a plain PyTorch loop; loading: against PILDicom and MONAI; memory: with up to 100,000 regions; search: of neighbours among up to a million codes; ingest: against pydicom alone')],
     preset: Annotated[Preset, typer.Option(help='steps: which networks')] = Preset.demo,
     device: Annotated[Optional[str], typer.Option(help='steps: cpu, cuda or mps [default: the fastest there is]')] = None,
-    source: Annotated[Optional[Path], typer.Option(help='ingest: folder of one patient, which is copied [default: made up]')] = None,
+    source: Annotated[Optional[Path], typer.Option(help='ingest: folder of one patient, which is copied [default: made up]; search: folder of a finished run, whose codes are searched as well')] = None,
     out: Annotated[Optional[Path], typer.Option(help='CSV of all rounds [default: bench-WHAT.csv]')] = None,
 ):
     "Measure speed and memory, in turn with the thing it is compared to."
@@ -195,7 +195,7 @@ def bench(
     from liverdis.experiment import pick_device
     measure, summaries = {
         'steps': (lambda: b.bench_steps(preset.value, device or pick_device()), (b.training_ratios, b.synthesis_shares)),
-        'loading': (b.bench_loading, (b.rates,)), 'memory': (b.bench_memory, (b.against_size,)), 'search': (b.bench_search, (b.search_times,)),
+        'loading': (b.bench_loading, (b.rates,)), 'memory': (b.bench_memory, (b.against_size,)), 'search': (lambda: b.bench_search(run=source), (b.search_times,)),
         'ingest': (lambda: b.bench_ingest(source), (b.ratios,))}[what.value]
     try: table = measure()
     except ModuleNotFoundError as e: raise InputError(f"bench {what.value} compares with a package that is not installed, {e.name}: pip install 'liverdis[bench]'") from None
