@@ -73,7 +73,7 @@ class RoiLearner(Learner):
         self.add_cb(Recorder())
 
     def fit_one_cycle(self, n_epoch: int, lr_max: float=None, cbs=None, start_epoch: int=0):
-        "As fastai's, at a tenth of the cost for each step."
+        "fastai's one-cycle policy: rate and momentum along cosines, after a quarter of the steps at their turning point."
         rate = lr_max or self.lr
         self.fit(n_epoch, rate, cbs=[_OneCycle(lr=(rate / 25, rate, rate / 1e5), mom=self.moms), *L(cbs)], start_epoch=start_epoch)
 
