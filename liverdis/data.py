@@ -107,7 +107,7 @@ class BatchDL(TfmdDL):
         if not self.resident: yield from self._ahead(items[:n].split(self.bs)); return
         if self._held is None: self._held = tuple(map(torch.cat, zip(*map(self._load, torch.arange(len(self.dataset)).split(1024)))))
         x, y = self._held
-        for i in items[:n].to(x.device).split(self.bs): yield x[i], y[i]
+        for i in items[:n].to(x.device, non_blocking=True).split(self.bs): yield x[i], y[i]
 
     def plain(self, bs: int=256):
         "All items once, in order and as they are: batches of images `(B,1,H,W)` and labels `(B,)`, plain tensors on the device."

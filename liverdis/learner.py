@@ -22,9 +22,10 @@ from torch import nn
 class _SmoothLoss(AvgSmoothLoss):
     "fastai's smoothed training loss, on the device"
     def accumulate(self, learn):
-        self.count += 1
         loss = learn.loss.detach()
-        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+        if self.count == 0: self.val = torch.zeros_like(loss)
+        self.count += 1
+        self.val = torch.lerp(loss, self.val, self.beta)
 
 class Recorder(fastai.learner.Recorder):
     "fastai's, which writes down loss and rate of a training step without asking twice"
