@@ -99,10 +99,11 @@ def by_hand(
         return torch.optim.AdamW([{'params': decayed, 'weight_decay': wd}, {'params': rest, 'weight_decay': 0.}], lr=rate, betas=(.9, .99), eps=1e-5, fused=fused or None)
     if isinstance(model, Disentangler):
         opt = adam(model.unspec_encoder, model.decoder, rate=s.disentangle_rate)
-        adversary, loss = model.adversary.requires_grad_(True), DisentangleLoss(s.lam, math.log(len(CLASSES)))
+        adversary, loss = model.adversary, DisentangleLoss(s.lam, math.log(len(CLASSES)))
         adv_opt = torch.optim.Adam(adversary.parameters(), lr=s.adversary_rate, fused=fused or None)
         def step(x, y):
             rebuilt, r = model(x)
+            adversary.requires_grad_(True)
             for _ in range(s.adversary_steps):
                 adv_opt.zero_grad()
                 F.cross_entropy(adversary(r.detach()), y).backward()
@@ -168,11 +169,17 @@ class _CountWaits(Callback):
 def bench_steps(
     name: str='demo', # preset
     device: str='cpu',
-    rounds: int=15,
+    rounds: int=5,    # in each process
     steps: int=None,  # of an epoch; None: 35, as an epoch of the paper has, and 2 of the `paper` preset on a CPU
     batch: int=None,  # images; None: as in the preset, 8 of the `paper` preset on a CPU
-) -> pd.DataFrame: # preset, device, batch, phase, round, what, seconds (a batch), gflop (a batch, of the plain networks), peak_gflops, on CUDA waits (of the CPU for the GPU in an epoch)
+    processes: int=4, # one after the other: where things lie in memory differs between them and counts for some per cent
+) -> pd.DataFrame: # preset, device, batch, process, phase, round, what, seconds (a batch), gflop (a batch, of the plain networks), peak_gflops, on CUDA waits (of the CPU for the GPU in an epoch)
     "Phases 1 to 3: a plain PyTorch loop, the same loop with this library's networks, and its Learner, in turn; and the parts of phase 3."
+    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+        tables = pool.starmap(_steps, [(name, device, rounds, steps, batch)] * processes, chunksize=1)
+    return pd.concat(tables, keys=range(processes), names=['process']).reset_index('process')
+
+def _steps(name, device, rounds, steps, batch):
     heavy = name == 'paper' and device == 'cpu'
     steps, batch = steps or (2 if heavy else 35), batch or (8 if heavy else preset(name).batch_size)
     s = preset(name, batch_size=batch, views=1)
@@ -197,9 +204,9 @@ def bench_steps(
         else: generator, learn = learn.model, mixture_learner(dls, learn.model, s)
         learn.model.to(device).train()
         mixer = learn.mixture_labels if phase == 3 else None
-        slow, fast = plain(learn.model), copy.deepcopy(learn.model)
+        slow = plain(learn.model)
         slow_mixer = MixtureLabels(plain(generator), mixer.bank, s) if mixer else None
-        loops = {'plain': by_hand(slow, s, False, slow_mixer), 'networks': by_hand(fast, s, True, mixer)}
+        loops = {'plain': by_hand(slow, s, False, slow_mixer), 'networks': by_hand(learn.model, s, True, mixer)}   # the Learner's own weights, as where they lie in memory counts
         with FlopCounterMode(display=False) as counter: loops['plain'](images[:batch], targets[:batch])
         ways = {**{what: lambda step=step: _seconds(lambda: epoch(step), device) for what, step in loops.items()}, 'liverdis': lambda: learner_epoch(learn, _Clock(device)).seconds}
         if mixer:
@@ -223,7 +230,7 @@ def training_ratios(
     "Images a second, model-FLOP utilisation, and what networks and Learner give and cost: medians, of the ratios with their quartiles over the rounds."
     rows = {}
     for key, t in table.groupby(['preset', 'device', 'phase']):
-        s = t.pivot(index='round', columns='what', values='seconds')
+        s = t.pivot(index=['process', 'round'], columns='what', values='seconds')
         ratio = lambda r: '{1:.2f} ({0:.2f} to {2:.2f})'.format(*r.quantile([.25, .5, .75]))
         rows[key] = {'images/s': t.batch.iloc[0] / s.liverdis.median(), 'MFU': f'{t.gflop.iloc[0] / s.liverdis.median() / t.peak_gflops.iloc[0]:.0%}', 'MFU, plain': f'{t.gflop.iloc[0] / s.plain.median() / t.peak_gflops.iloc[0]:.0%}',
                      'plain / liverdis': ratio(s.plain / s.liverdis), 'plain / networks': ratio(s.plain / s.networks), 'liverdis / networks': ratio(s.liverdis / s.networks)}
@@ -237,7 +244,7 @@ def synthesis_shares(
     "What phase 3 spends on its images: medians of ratios within a round."
     rows = {}
     for key, t in table[table.phase == 3].groupby(['preset', 'device']):
-        s = t.pivot(index='round', columns='what', values='seconds')
+        s = t.pivot(index=['process', 'round'], columns='what', values='seconds')
         rows[key] = {'synthesis / step': s.synthesis / s.liverdis, 'synthesis / plain decoder': s.synthesis / s['plain decoder'], 'synthesis / decoder': s.synthesis / s.decoder, 'search / step': s.search / s.liverdis}
     return pd.DataFrame({key: {name: v.median() for name, v in r.items()} for key, r in rows.items()}).T.round(3).rename_axis(['preset', 'device'])
 
@@ -268,6 +275,7 @@ def bench_loading(
 ) -> pd.DataFrame: # round, what, seconds (an epoch), images
     "One epoch of augmented batches from five loaders, in turn. Needs `pip install liverdis[bench]`."
     torch.set_num_threads(1)
+    keep_memory()
     s, (hu, labels), rows = preset('paper', views=1), _made_up(n, 128), []
     augment = RandomAffine(s.max_scale, s.max_rotation, s.max_translation)
     with tempfile.TemporaryDirectory() as tmp:
@@ -306,6 +314,7 @@ def _phase1_from(path, n, resident):
     "A Learner of phase 1 over the regions of a file, whose loader has been started"
     s = preset('demo', views=1)
     torch.set_num_threads(1)
+    keep_memory()
     dls = dataloaders(RoiFile(path), np.resize(CLASSES, n), np.where(np.arange(n) < n - 64, 'train', 'valid'), s, resident=resident)
     next(iter(dls.train))      # resident: reads everything
     return classifier_learner(dls, s)

@@ -143,18 +143,18 @@ def dataloaders(
     resident: bool=None,# keep the images on the device? None: if they take no more than 1 GiB, on CUDA a quarter of the free memory
 ) -> DataLoaders:
     "Training (augmented, `views` times a case) and validation DataLoaders of one fold."
+    targets = _targets(labels)
     def reader(rows):
         rows = np.array(rows)
         keep = len(rows) * settings.roi_size ** 2 * 4 <= _room(device) if resident is None else resident
-        return {'read': lambda items: _read(rois, labels, rows[items], settings), 'resident': keep}
+        return {'read': lambda items: _read(rois, targets, rows[items], settings), 'resident': keep}
     train, valid = map(reader, _rows(roles))
     return roi_block(rois, labels, roles, settings).dataloaders(
         range(len(rois)), bs=settings.batch_size, device=torch.device(device), num_workers=0,
         dl_kwargs=[{'views': settings.views, **train}, {'bs': 256, **valid}])
 
-def _read(rois, labels, rows, settings):
-    y = [CLASSES.index(l) for l in np.asarray(labels)[rows]]
-    return to_roi(rois[rows], settings), TensorCategory(torch.tensor(y))
+def _targets(labels): return TensorCategory(torch.tensor([CLASSES.index(l) for l in labels]))
+def _read(rois, targets, rows, settings): return to_roi(rois[rows], settings), targets[torch.from_numpy(rows)]
 
 def batches(
     rois,               # (N,1,H,W) in HU: array or `RoiFile`
@@ -165,8 +165,9 @@ def batches(
     bs: int=256,
 ):
     "The rows of one part in order, without augmentation: images `(B,1,H,W)` in [0, 1] and labels `(B,)` as plain tensors."
+    targets = _targets(labels)
     for rows in torch.from_numpy(np.flatnonzero(mask)).split(bs):
-        yield tuple(t.as_subclass(torch.Tensor).to(device) for t in _read(rois, labels, rows.numpy(), settings))
+        yield tuple(t.as_subclass(torch.Tensor).to(device) for t in _read(rois, targets, rows.numpy(), settings))
 
 def part(*args, **kwargs) -> tuple: # images (n,1,H,W) in [0, 1], labels (n,) as integers
     "`batches`, in one piece."
