@@ -192,6 +192,7 @@ def _steps(name, device, rounds, steps, batch):
     peak, rows = peak_gflops(device, s.precision), []
 
     def epoch(step):
+        learn.model.train()
         for i in torch.randperm(len(images), device=device).split(batch): step(augment.moved(images[i]), targets[i])
 
     def learner_epoch(learn, cb):
@@ -202,9 +203,9 @@ def _steps(name, device, rounds, steps, batch):
         if phase == 1: learn = classifier_learner(dls, s)
         elif phase == 2: learn = disentangle_learner(dls, copy.deepcopy(learn.model), s)
         else: generator, learn = learn.model, mixture_learner(dls, learn.model, s)
-        learn.model.to(device).train()
+        learn.model.to(device)
         mixer = learn.mixture_labels if phase == 3 else None
-        slow = plain(learn.model)
+        slow = plain(learn.model.train())
         slow_mixer = MixtureLabels(plain(generator), mixer.bank, s) if mixer else None
         loops = {'plain': by_hand(slow, s, False, slow_mixer), 'networks': by_hand(learn.model, s, True, mixer)}   # the Learner's own weights, as where they lie in memory counts
         with FlopCounterMode(display=False) as counter: loops['plain'](images[:batch], targets[:batch])
