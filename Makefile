@@ -23,7 +23,7 @@ reproduce: $(STAMP) ## the paper's experiment on the embedded cohort, reduced (p
 	$(BIN)/liverdis reproduce --preset demo --out $(OUT)
 
 notebooks: $(STAMP) ## run the notebooks whose outputs are stale and store what they print, or those in NB="nbs/01_ct.ipynb ..."
-	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore::FutureWarning $(BIN)/python .ci/run_notebooks.py $(NB)
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore::FutureWarning $(BIN)/python tools/run_notebooks.py $(NB)
 
 readme: $(STAMP) ## README.md from what nbs/index.ipynb says and shows
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's@\]\(([a-z0-9_/]+\.(ipynb|png))\)@](nbs/\1)@g' >$(TO)
@@ -41,7 +41,7 @@ check: $(STAMP) ## fail when a notebook is not clean, its outputs are stale, or 
 	for p in nbs liverdis pyproject.toml; do diff -ru -x __pycache__ $$p "$$copy/$$p" || drift=1; done && \
 	$(MAKE) --no-print-directory readme TO="$$copy/README.md" && diff -u README.md "$$copy/README.md" || drift=1; \
 	if [ -n "$$drift" ]; then echo "notebooks, liverdis/ or README.md differ from what is made of them: run \`make export readme\`, look, commit" >&2; exit 1; fi && \
-	$(BIN)/python .ci/run_notebooks.py --check && echo 'notebooks clean, their outputs those of a run, liverdis/ in step'
+	$(BIN)/python tools/run_notebooks.py --check && echo 'notebooks clean, their outputs those of a run, liverdis/ in step'
 
 build: ## sdist and wheel into dist/, checked as PyPI checks them
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools" build' EXIT && rm -rf build dist && \
@@ -52,7 +52,7 @@ build: ## sdist and wheel into dist/, checked as PyPI checks them
 wheeltest: build ## install the wheel with the newest of everything pip finds, in an environment of its own, and use it as the README does
 	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv "$$env" && \
 	"$$env/bin/pip" install --quiet --disable-pip-version-check --progress-bar off dist/*.whl && "$$env/bin/pip" check && \
-	cd "$$env" && "$$env/bin/python" "$(CURDIR)/.ci/try_package.py" "$(CURDIR)/README.md"
+	cd "$$env" && "$$env/bin/python" "$(CURDIR)/tools/try_package.py" "$(CURDIR)/README.md"
 
 docs: $(STAMP) ## the site into _docs, from the notebooks as they are stored; a warning is an error
 	rm -rf _docs

@@ -1,4 +1,5 @@
 """Everything that can change is read from settings.ini."""
+
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -14,7 +15,11 @@ readme = here / "README.md"
 
 def for_pypi(text):
     "Links into the repository made absolute: PyPI shows the README without it"
-    return re.sub(r"\]\((?=nbs/(\S+?)\))", lambda m: f"]({cfg['git_url']}/{'blob' if m[1].endswith('.ipynb') else 'raw'}/{cfg['branch']}/", text)
+    return re.sub(
+        r"\]\((?=nbs/(\S+?)\))",
+        lambda m: f"]({cfg['git_url']}/{'blob' if m[1].endswith('.ipynb') else 'raw'}/{cfg['branch']}/",
+        text,
+    )
 
 
 setup(
@@ -25,7 +30,11 @@ setup(
     author=cfg["author"],
     author_email=cfg["author_email"],
     url=cfg["git_url"],
-    project_urls={"Documentation": f"https://{cfg['user']}.github.io/{cfg['repo']}/", "Issues": f"{cfg['git_url']}/issues", "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
+    project_urls={
+        "Documentation": f"https://{cfg['user']}.github.io/{cfg['repo']}/",
+        "Issues": f"{cfg['git_url']}/issues",
+        "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md",
+    },
     license="Apache-2.0",
     license_files=["LICENSE"],
     long_description=for_pypi(readme.read_text(encoding="utf-8")) if readme.exists() else cfg["description"],
@@ -33,10 +42,16 @@ setup(
     packages=find_packages(include=[cfg["lib_name"], f"{cfg['lib_name']}.*"]),
     package_data={cfg["lib_name"]: ["py.typed"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split(), "bench": cfg["bench_requirements"].split()},
+    extras_require={
+        "dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split(),
+        "bench": cfg["bench_requirements"].split(),
+    },
     python_requires=f">={cfg['min_python']}",
     # nbdev finds the API documentation of other libraries through the `nbdev` entry point
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Framework :: Jupyter",

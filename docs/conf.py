@@ -1,4 +1,5 @@
 """Sphinx reads the pages that docs/pages.py writes to _proc/; the outputs are those stored in the notebooks."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -3,6 +3,7 @@
 What nbdev writes for Quarto is written for MyST here: `show_doc` becomes a Python directive with types and the comments of the parameters,
 a name in back-ticks becomes a link to it, a work that references.bib knows becomes a citation. Nothing is executed.
 """
+
 import ast
 import fnmatch
 import inspect
@@ -25,7 +26,12 @@ ROOT = Path(__file__).parent.parent
 # The one place for the order of the site: a section takes the notebooks that match its patterns, in the order of the patterns and then by name.
 # A notebook that no pattern takes stops the build. The sidebar shows a notebook's own title, or the text before <name>.
 SECTIONS = {
-    "The story": ["Tables and figures, re-run <paper/reproduction>", "How hard the phantom is <paper/calibration>", "The printed numbers, audited <23_paper>", "paper/*"],
+    "The story": [
+        "Tables and figures, re-run <paper/reproduction>",
+        "How hard the phantom is <paper/calibration>",
+        "The printed numbers, audited <23_paper>",
+        "paper/*",
+    ],
     "How to": ["howto/*"],
     "The library": ["[0-9]*"],
     "Cards": ["cards/completeness", "cards/*"],
@@ -67,7 +73,10 @@ def public(body):
 
 def plain(text):
     "Text as Markdown that shows it as it is; what stands in back-ticks stays code"
-    return "".join(part if part.startswith("`") else re.sub(r"([\\*_<\[\]|$])", r"\\\1", part) for part in re.split(r"(`[^`\n]*`)", text))
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([\\*_<\[\]|$])", r"\\\1", part)
+        for part in re.split(r"(`[^`\n]*`)", text)
+    )
 
 
 class Qualified(ast.NodeTransformer):
@@ -78,7 +87,11 @@ class Qualified(ast.NodeTransformer):
 
     def visit_Name(self, node):
         found = self.space.get(node.id)
-        own = isinstance(found, type) and found.__module__.startswith(f"{get_config().lib_name}.") and not found.__name__.startswith("_")
+        own = (
+            isinstance(found, type)
+            and found.__module__.startswith(f"{get_config().lib_name}.")
+            and not found.__name__.startswith("_")
+        )
         return ast.parse(f"~{found.__module__}.{found.__qualname__}", mode="eval").body if own else node
 
 
@@ -95,7 +108,13 @@ def declared(annotation):
     "Type and help of an annotation; Typer's `Annotated[type, Option(help=...)]` holds both"
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).endswith("Annotated"):
         kind, *rest = annotation.slice.elts
-        told = [k.value.value for call in rest if isinstance(call, ast.Call) for k in call.keywords if k.arg == "help" and isinstance(k.value, ast.Constant)]
+        told = [
+            k.value.value
+            for call in rest
+            if isinstance(call, ast.Call)
+            for k in call.keywords
+            if k.arg == "help" and isinstance(k.value, ast.Constant)
+        ]
         return ast.unparse(kind), "".join(told)
     return (ast.unparse(annotation) if annotation else ""), ""
 
@@ -136,20 +155,31 @@ def api(node, obj, fence=6):
     is_dataclass = is_class and any("dataclass" in d for d in decorators)
     rows = list(fields_of(node) if is_dataclass else parameters_of(init) if init else [])
     try:
-        comments = {} if is_enum or (is_class and not init and not is_dataclass) else docments(obj if is_class else inspect.unwrap(obj), args_kwargs=True)
+        comments = (
+            {}
+            if is_enum or (is_class and not init and not is_dataclass)
+            else docments(obj if is_class else inspect.unwrap(obj), args_kwargs=True)
+        )
     except (TypeError, OSError):
         comments = {}
     shown = [f"{n}{f': {t}' if t else ''}{'' if d is None else f' = {d}' if t else f'={d}'}" for n, t, d, _ in rows]
     returns = getattr(node, "returns", None) if not is_class else None
     kind = "class" if is_class else "property" if "property" in decorators else "method" if fence < 6 else "function"
     arrow = f" -> {ast.unparse(returns)}" if returns and kind != "property" else ""
-    lines = [":" * fence + f"{{py:{kind}}} {node.name}" + ("" if kind == "property" or is_enum else f"({', '.join(shown)}){arrow}")]
+    lines = [
+        ":" * fence
+        + f"{{py:{kind}}} {node.name}"
+        + ("" if kind == "property" or is_enum else f"({', '.join(shown)}){arrow}")
+    ]
     lines += [f":{d}:" for d in ("classmethod", "staticmethod") if d in decorators]
     if kind == "property" and returns:
         lines += [f":type: {ast.unparse(returns)}"]
     lines += ["", plain(inspect.cleandoc(ast.get_docstring(node) or "")), ""]
     if is_enum:
-        lines += ["One of " + ", ".join(f"`{ast.unparse(a.value)}`" for a in node.body if isinstance(a, ast.Assign)), ""]
+        lines += [
+            "One of " + ", ".join(f"`{ast.unparse(a.value)}`" for a in node.body if isinstance(a, ast.Assign)),
+            "",
+        ]
     for name, t, _, told in rows:
         told = told or comments.get(name.lstrip("*")) or ""
         lines += [f":param {name.replace('*', chr(92) + '*')}: {plain(' '.join(told.split()))}"] * bool(told or t)
@@ -169,14 +199,28 @@ def exported(cell):
 
 
 def default_exp(nb):
-    return next((m[1] for c in nb.cells if c.cell_type == "code" and (m := re.search(r"^#\|\s*default_exp\s+(\S+)", c.source, re.M))), None)
+    return next(
+        (
+            m[1]
+            for c in nb.cells
+            if c.cell_type == "code" and (m := re.search(r"^#\|\s*default_exp\s+(\S+)", c.source, re.M))
+        ),
+        None,
+    )
 
 
 class Api(Processor):
     "Before each exported cell the API of what it defines, and the cell itself folded; imports alone are left out"
 
     def begin(self):
-        module = next((c.directives_["default_exp"][0] for c in self.nb.cells if c.cell_type == "code" and "default_exp" in c.directives_), None)
+        module = next(
+            (
+                c.directives_["default_exp"][0]
+                for c in self.nb.cells
+                if c.cell_type == "code" and "default_exp" in c.directives_
+            ),
+            None,
+        )
         cells = []
         for cell in self.nb.cells:
             if not exported(cell):
@@ -212,7 +256,11 @@ def names_of(notebooks):
         for cell in nb.cells:
             if cell.cell_type == "code" and re.search(r"^#\|\s*exports?\b", cell.source, re.M):
                 for node in public(ast.parse(re.sub(r"^[%!].*", "", cell.source, flags=re.M)).body):
-                    members = [f".{m.name}" for m in public(node.body) if ast.get_docstring(m)] if isinstance(node, ast.ClassDef) else []
+                    members = (
+                        [f".{m.name}" for m in public(node.body) if ast.get_docstring(m)]
+                        if isinstance(node, ast.ClassDef)
+                        else []
+                    )
                     for qualified in (node.name + m for m in ["", *members]):
                         for alias in (qualified, f"{module}.{qualified}", f"{lib}.{module}.{qualified}"):
                             found.setdefault(alias, set()).add(("py:obj", f"{lib}.{module}.{qualified}"))
@@ -230,7 +278,9 @@ def citations(bib):
         named = [rf"\[[^\]]+\]\({re.escape(entry.fields['url'])}\)"] if "url" in entry.fields else []
         named += [rf"doi:{re.escape(entry.fields['doi'])}"] if "doi" in entry.fields else []
         if people := entry.persons.get("author"):
-            named.append(rf"\b{re.escape(' '.join(people[0].last_names))}\b(?:[^.;:|`]|et al\.){{0,90}}?\b{entry.fields['year']}\b")
+            named.append(
+                rf"\b{re.escape(' '.join(people[0].last_names))}\b(?:[^.;:|`]|et al\.){{0,90}}?\b{entry.fields['year']}\b"
+            )
         yield key, re.compile("|".join(named))
 
 
@@ -251,7 +301,11 @@ class Text:
 
     def __call__(self, text):
         text = re.sub(r"\[!\[Open in Colab\]\(\S+?\)\]\((\S+?)\)", r"[Open in Colab](\1){.colab}", text)
-        text = re.sub(r"\]\(((?:\.\./|\w+/)*)([\w-]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({m[1]}{page_of(m[2])}{slug(m[3] or '')})", text)
+        text = re.sub(
+            r"\]\(((?:\.\./|\w+/)*)([\w-]+\.ipynb)(#[^)]*)?\)",
+            lambda m: f"]({m[1]}{page_of(m[2])}{slug(m[3] or '')})",
+            text,
+        )
         parts = re.split(r"(^```.*?^```|\$\$.*?\$\$)", text, flags=re.M | re.S)
         for i in range(0, len(parts), 2):
             for key, named in self.works:
@@ -279,7 +333,9 @@ def tags(cell):
 def no_widgets(cell):
     "A widget needs a kernel, and a page has none"
     if cell.cell_type == "code":
-        cell["outputs"] = [o for o in cell.get("outputs", []) if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+        cell["outputs"] = [
+            o for o in cell.get("outputs", []) if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
+        ]
 
 
 def main(dest):
@@ -291,16 +347,39 @@ def main(dest):
     text = Text(names_of(notebooks), citations(ROOT / "docs/references.bib"))
     for name, nb in notebooks.items():
         nb.metadata.pop("widgets", None)
-        NBProcessor(nb=nb, procs=[strip_ansi, hide_line, filter_stream_, rm_header_dash, hide_, Api, tags, clean_magics, no_widgets, text.cell]).process()
+        NBProcessor(
+            nb=nb,
+            procs=[
+                strip_ansi,
+                hide_line,
+                filter_stream_,
+                rm_header_dash,
+                hide_,
+                Api,
+                tags,
+                clean_magics,
+                no_widgets,
+                text.cell,
+            ],
+        ).process()
         if name == "index":
-            trees = {k: [f"{title} <{page_of(n)}>" if title else page_of(n) for n, title in v.items()] for k, v in order.items()} | EXTRA
-            nb.cells += [mk_cell("\n".join(["```{toctree}", f":caption: {title}", ":hidden:", *pages, "```"]), "markdown") for title, pages in trees.items() if pages]
+            trees = {
+                k: [f"{title} <{page_of(n)}>" if title else page_of(n) for n, title in v.items()]
+                for k, v in order.items()
+            } | EXTRA
+            nb.cells += [
+                mk_cell("\n".join(["```{toctree}", f":caption: {title}", ":hidden:", *pages, "```"]), "markdown")
+                for title, pages in trees.items()
+                if pages
+            ]
         target = dest / f"{page_of(name)}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_nb(nb, target)
     shutil.copytree(cfg.nbs_path / "images", dest / "images")
     for name in ("changelog", "contributing"):
-        (dest / f"{name}.md").write_text(text((ROOT / f"{name.upper()}.md").read_text(encoding="utf-8")), encoding="utf-8")
+        (dest / f"{name}.md").write_text(
+            text((ROOT / f"{name.upper()}.md").read_text(encoding="utf-8")), encoding="utf-8"
+        )
     (dest / "references.md").write_text("# References\n\n```{bibliography}\n:all:\n```\n", encoding="utf-8")
     print(f"{len(notebooks)} notebooks, {len(text.cited)} works cited")
 

@@ -2,6 +2,7 @@
 
 Nothing outside the folder may be asked for, so a page that leans on a CDN fails here, with or without a network.
 """
+
 import json
 import os
 import shutil
@@ -12,16 +13,19 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
+import pages
 import pytest
 from playwright.sync_api import sync_playwright
-
-import pages
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "_docs"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 PHONE, DESK = {"width": 375, "height": 800}, {"width": 1300, "height": 900}
-NOTEBOOKS = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix(): p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
+NOTEBOOKS = {
+    p.relative_to(ROOT / "nbs").with_suffix("").as_posix(): p
+    for p in (ROOT / "nbs").rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in p.parts
+}
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -47,7 +51,9 @@ def serve():
 
 @pytest.fixture(scope="session")
 def browser():
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    found = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+    )
     with sync_playwright() as play:
         with play.chromium.launch(executable_path=found, args=FLAGS) as launched:
             yield launched
@@ -115,8 +121,16 @@ def problems(browser, url):
             page.wait_for_selector("mjx-container", state="attached")
         page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
         page.wait_for_function("[...document.images].every(i => i.complete)")
-        found += [f"picture does not load: {s}" for s in page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")]
-        found += [f"formula: {t}" for t in page.evaluate("[...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent)")]
+        found += [
+            f"picture does not load: {s}"
+            for s in page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
+        ]
+        found += [
+            f"formula: {t}"
+            for t in page.evaluate(
+                "[...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent)"
+            )
+        ]
         for size in (DESK, PHONE):
             page.set_viewport_size(size)
             if (wide := page.evaluate("document.documentElement.scrollWidth")) > size["width"]:
@@ -140,22 +154,39 @@ def test_links(base):
 def test_every_notebook_has_its_page_with_its_pictures(name):
     source, page = json.loads(NOTEBOOKS[name].read_text(encoding="utf-8")), SITE / f"{pages.page_of(name)}.html"
     text = page.read_text(encoding="utf-8")
-    pictures = sum(kind.startswith("image/") for c in source["cells"] if c["cell_type"] == "code" and not "".join(c["source"]).startswith("#| hide")
-                   for o in c["outputs"] for kind in o.get("data", {}))
+    pictures = sum(
+        kind.startswith("image/")
+        for c in source["cells"]
+        if c["cell_type"] == "code" and not "".join(c["source"]).startswith("#| hide")
+        for o in c["outputs"]
+        for kind in o.get("data", {})
+    )
     assert text.count("<img") >= pictures
     assert "colab.research.google.com" in text
     assert "Not a medical device" in text
     assert "#|" not in text.split("<article")[1].split("</article>")[0].replace("<code", "`")
 
 
-@pytest.mark.parametrize("query, page", [("MixtureLabels", "mixture.html"), ("disentangle_learner", "disentangle.html"), ("load_manifest", "manifest.html"), ("hemangioma", "phantom.html")])
+@pytest.mark.parametrize(
+    "query, page",
+    [
+        ("MixtureLabels", "mixture.html"),
+        ("disentangle_learner", "disentangle.html"),
+        ("load_manifest", "manifest.html"),
+        ("hemangioma", "phantom.html"),
+    ],
+)
 def test_search_finds(browser, base, query, page):
     with browser.new_context() as context:
         tab = context.new_page()
         tab.goto(f"{base}search.html?q={query}")
         tab.wait_for_selector("#search-results li a")
-        tab.wait_for_function("!document.querySelector('#search-progress')?.textContent.includes('Searching')", timeout=10_000)
-        assert any(urlsplit(a.get_attribute("href")).path.endswith(page) for a in tab.locator("#search-results li a").all())
+        tab.wait_for_function(
+            "!document.querySelector('#search-progress')?.textContent.includes('Searching')", timeout=10_000
+        )
+        assert any(
+            urlsplit(a.get_attribute("href")).path.endswith(page) for a in tab.locator("#search-results li a").all()
+        )
 
 
 def test_dark_mode(browser, base):
@@ -229,7 +260,11 @@ def test_link_check_can_fail(tmp_path):
 
 def test_notebook_without_a_section_stops_the_build():
     order = pages.sections(["index", "00_manifest", "07_scan", "howto/gpu", "paper/figure6", "paper/reproduction"])
-    assert [list(order[k]) for k in ("The story", "How to", "The library")] == [["paper/reproduction", "paper/figure6"], ["howto/gpu"], ["00_manifest", "07_scan"]]
+    assert [list(order[k]) for k in ("The story", "How to", "The library")] == [
+        ["paper/reproduction", "paper/figure6"],
+        ["howto/gpu"],
+        ["00_manifest", "07_scan"],
+    ]
     with pytest.raises(ValueError, match="no section of the site takes talks/slides"):
         pages.sections(["index", "talks/slides"])
     with pytest.raises(ValueError, match="two notebooks would be the page roi"):

@@ -1,4 +1,5 @@
 """The `liverdis` command on input that is wrong: one line that names file and row, exit code 2, nothing written."""
+
 import shutil
 
 import numpy as np
@@ -6,21 +7,26 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
-from liverdis.cli import app
-from liverdis.manifest import file_checksum, load_manifest
-from liverdis.phantom import write_phantom
+from liverdis.cohort.manifest import file_checksum, load_manifest
+from liverdis.cohort.phantom.cohort import write_phantom
+from liverdis.use.cli import app
 
 ROW = 3  # the spoiled row as a spreadsheet counts, header included
 
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory):
-    return write_phantom(tmp_path_factory.mktemp("cohort") / "phantom", counts=dict(cyst=3, metastasis=3, hemangioma=3, healthy=3), seed=3).root
+    return write_phantom(
+        tmp_path_factory.mktemp("cohort") / "phantom",
+        counts=dict(cyst=3, metastasis=3, hemangioma=3, healthy=3),
+        seed=3,
+    ).root
 
 
 @pytest.fixture
 def spoil(cohort, tmp_path):
     """A copy of the cohort whose row `ROW` goes through `change(row, folder)`; checksums are renewed, so that only the fault itself can be found."""
+
     def go(change):
         folder = tmp_path / "cohort"
         shutil.copytree(cohort, folder)
@@ -32,6 +38,7 @@ def spoil(cohort, tmp_path):
         df.loc[ROW - 2] = row
         df.to_csv(folder / "manifest.csv", index=False)
         return folder / "manifest.csv"
+
     return go
 
 
@@ -53,8 +60,10 @@ def not_ct(row, folder):
 def png_mask(mask):
     def change(row, folder):
         from PIL import Image
+
         Image.fromarray(mask).save(folder / "mask.png")
         row.annotation_path, row.annotation_kind, row.segment = "mask.png", "png-mask", ""
+
     return change
 
 
@@ -72,6 +81,7 @@ def other_image(row, folder):
 def field(name, value):
     def change(row, folder):
         row[name] = value
+
     return change
 
 
@@ -101,12 +111,16 @@ FAULTS = {
 def test_bad_input(spoil, tmp_path, fault, command):
     change, words = FAULTS[fault]
     manifest, out = spoil(change), tmp_path / "run"
-    args = ["check", str(manifest)] if command == "check" else ["reproduce", "--manifest", str(manifest), "--preset", "smoke", "--out", str(out)]
+    args = (
+        ["check", str(manifest)]
+        if command == "check"
+        else ["reproduce", "--manifest", str(manifest), "--preset", "smoke", "--out", str(out)]
+    )
     r = CliRunner().invoke(app, args)
     assert r.exit_code == 2, r.output
     lines = r.stderr.strip().splitlines()
     assert f"row {ROW}" in lines[0] and (words is None or words in lines[0]), r.stderr
-    assert len(lines) == 1 or command == "check" and len(lines) == 2   # check lists every faulty row, then says how many
+    assert len(lines) == 1 or command == "check" and len(lines) == 2  # check lists every faulty row, then says how many
     assert not out.exists()
 
 
@@ -116,7 +130,10 @@ def test_too_few_patients(cohort, tmp_path):
     folder = tmp_path / "cohort"
     shutil.copytree(cohort, folder)
     few.to_csv(folder / "manifest.csv", index=False)
-    r = CliRunner().invoke(app, ["reproduce", "--manifest", str(folder / "manifest.csv"), "--preset", "smoke", "--out", str(tmp_path / "run")])
+    r = CliRunner().invoke(
+        app,
+        ["reproduce", "--manifest", str(folder / "manifest.csv"), "--preset", "smoke", "--out", str(tmp_path / "run")],
+    )
     assert r.exit_code == 2 and "cyst" in r.stderr and len(r.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 

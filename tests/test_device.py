@@ -1,4 +1,5 @@
 """CUDA without a GPU: PyTorch's fake tensors know the device of every number but not its value, so a training step that mixes devices or waits for a value shows itself. Backward passes need a real device and are left out."""
+
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -8,9 +9,9 @@ from fastai.learner import Learner
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from liverdis import disentangle, mixture
-from liverdis.data import RandomAffine
-from liverdis.learner import RoiLearner
+from liverdis.method import disentangle, mixture
+from liverdis.method.data import RandomAffine
+from liverdis.method.learner import RoiLearner
 from liverdis.settings import preset
 
 S = preset("smoke", precision="auto")
@@ -18,6 +19,7 @@ S = preset("smoke", precision="auto")
 
 class Batches:
     "What the Learners ask of a `BatchDL`, on the fake device"
+
     device, n, n_inp = torch.device("cuda"), 32, 1
     augment = RandomAffine(S.max_scale, S.max_rotation, S.max_translation)
 
@@ -25,12 +27,14 @@ class Batches:
         self.images, self.labels = torch.rand(self.n, 1, S.roi_size, S.roi_size), torch.randint(4, (self.n,))
 
     def __iter__(self):
-        return ((self.augment.moved(self.images[i]), self.labels[i]) for i in torch.randperm(self.n).split(S.batch_size))
+        return (
+            (self.augment.transform(self.images[i]), self.labels[i]) for i in torch.randperm(self.n).split(S.batch_size)
+        )
 
     def __len__(self):
         return self.n // S.batch_size
 
-    def plain(self):
+    def unaugmented(self):
         yield self.images, self.labels
 
     def to(self, device):
@@ -39,14 +43,15 @@ class Batches:
 
 class Watch(TorchDispatchMode):
     "Notes what makes the CPU wait: copies between devices, and values that Python asks for"
+
     def __init__(self):
         super().__init__()
         self.inside, self.waits = False, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        moved = func is torch.ops.aten._to_copy.default and args[0].device != out.device
-        if self.inside and (moved or func is torch.ops.aten._local_scalar_dense.default):
+        transform = func is torch.ops.aten._to_copy.default and args[0].device != out.device
+        if self.inside and (transform or func is torch.ops.aten._local_scalar_dense.default):
             self.waits.append(str(func))
         return out
 
@@ -67,7 +72,9 @@ class Training(Callback):
 @pytest.fixture
 def watch(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *a, **k: self)  # everything is made on the fake device
-    monkeypatch.setattr(disentangle, "accuracy", lambda p, y: (p.argmax(-1) == y).float().mean())  # fastai's makes subclasses, which cannot be fake
+    monkeypatch.setattr(
+        disentangle, "accuracy", lambda p, y: (p.argmax(-1) == y).float().mean()
+    )  # fastai's makes subclasses, which cannot be fake
     monkeypatch.setattr(disentangle, "chance_entropy", lambda y: 1.3)  # needs values, once
     monkeypatch.setattr(mixture.CodeBank, "__init__", few_codes)  # the number of codes of a class is a value
     with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch, torch.device("cuda"):
@@ -76,7 +83,7 @@ def watch(monkeypatch):
 
 def few_codes(self, codes, labels):
     self.by_class, self.block = [codes[:8]] * 4, 3
-    self.half_squares = [c.square().sum(1) / 2 for c in self.by_class]
+    self.half_sq_norms = [c.square().sum(1) / 2 for c in self.by_class]
 
 
 def fit(learn, watch, monkeypatch):

@@ -1,4 +1,5 @@
 """What does not read well in a notebook: bad tables in bulk, folds of many cohorts, and real CT where it is at hand."""
+
 import os
 from collections import Counter
 from pathlib import Path
@@ -8,17 +9,23 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from liverdis.annotation import read_mask
-from liverdis.ct import AIR, read_series, read_slice, write_slice
-from liverdis.manifest import CLASSES, COLUMNS, InputError, file_checksum, load_manifest, make_folds, save_manifest, verify_files
-from liverdis.roi import Box, bounding_box, crop, extract_roi, lesion_box, load_rois
+from liverdis.cohort.annotation.readers import read_mask
+from liverdis.cohort.ct import AIR, read_series, read_slice, write_slice
+from liverdis.cohort.folds import make_folds
+from liverdis.cohort.manifest import MANIFEST_COLUMNS, file_checksum, load_manifest, save_manifest, verify_files
+from liverdis.cohort.roi import Box, bounding_box, crop, extract_roi, lesion_box, load_rois
+from liverdis.core import CLASSES, InputError
 
-REALDATA = Path(os.environ.get('LIVERDIS_REALDATA', Path(__file__).parents[1]/'../shared/realdata')).resolve()
-real = pytest.mark.skipif(not REALDATA.is_dir(), reason=f"no real CT at {REALDATA}: set LIVERDIS_REALDATA to the folder that holds it")
+REALDATA = Path(os.environ.get('LIVERDIS_REALDATA', Path(__file__).parents[1] / '../shared/realdata')).resolve()
+real = pytest.mark.skipif(
+    not REALDATA.is_dir(), reason=f"no real CT at {REALDATA}: set LIVERDIS_REALDATA to the folder that holds it"
+)
+
 
 def one_line(f, *args, **kw):
     "Text of the `InputError` of a call, which must be one line"
-    with pytest.raises(InputError) as e: f(*args, **kw)
+    with pytest.raises(InputError) as e:
+        f(*args, **kw)
     assert '\n' not in str(e.value)
     return str(e.value)
 
@@ -28,74 +35,147 @@ def cohort(tmp_path):
     "Three rows over one CT slice with a cyst, as dictionaries; the files are in `tmp_path`"
     y, x = np.mgrid[:64, :64]
     lesion = np.hypot(y - 30, x - 34) < 8
-    write_slice(tmp_path/'ct.dcm', np.where(lesion, 10, 110))
-    Image.fromarray(lesion).save(tmp_path/'lesion.png')
-    row = dict(patient_id='007', series_uid='', image_path='ct.dcm', annotation_path='lesion.png', annotation_kind='png-mask', segment='', label='cyst', phase='portal',
-               row_spacing_mm=1, col_spacing_mm=1, slice_thickness_mm=1, sha256=file_checksum(tmp_path/'ct.dcm', tmp_path/'lesion.png'))
+    write_slice(tmp_path / 'ct.dcm', np.where(lesion, 10, 110))
+    Image.fromarray(lesion).save(tmp_path / 'lesion.png')
+    row = dict(
+        patient_id='007',
+        series_uid='',
+        image_path='ct.dcm',
+        annotation_path='lesion.png',
+        annotation_kind='png-mask',
+        segment='',
+        label='cyst',
+        phase='portal',
+        row_spacing_mm=1,
+        col_spacing_mm=1,
+        slice_thickness_mm=1,
+        sha256=file_checksum(tmp_path / 'ct.dcm', tmp_path / 'lesion.png'),
+    )
     return [dict(case_id=f'c{i}', **row) for i in range(3)]
 
 
 # the manifest
 
-@pytest.mark.parametrize('field,value,expected', [
-    ('label', 'Cyst', "'cyst', 'metastasis', 'hemangioma' or 'healthy'"), ('phase', 'venous', "'portal'"), ('annotation_kind', 'stl', "'seg'"),
-    ('image_path', '/data/ct.dcm', 'absolute'), ('image_path', '../ct.dcm', '..'), ('annotation_path', 'a/../../b.png', '..'), ('image_path', 'C:/ct.dcm', 'POSIX'),
-    ('image_path', 'a\\ct.dcm', 'POSIX'), ('image_path', '', "''"), ('patient_id', '', 'patient'), ('row_spacing_mm', '0', 'greater than 0'), ('row_spacing_mm', 'inf', 'finite'),
-    ('col_spacing_mm', 'wide', 'number'), ('slice_thickness_mm', '-1', 'greater than 0'), ('sha256', 'ABC', 'pattern'), ('case_id', 'c0', 'already in row 2')])
+
+@pytest.mark.parametrize(
+    'field,value,expected',
+    [
+        ('label', 'Cyst', "'cyst', 'metastasis', 'hemangioma' or 'healthy'"),
+        ('phase', 'venous', "'portal'"),
+        ('annotation_kind', 'stl', "'seg'"),
+        ('image_path', '/data/ct.dcm', 'absolute'),
+        ('image_path', '../ct.dcm', '..'),
+        ('annotation_path', 'a/../../b.png', '..'),
+        ('image_path', 'C:/ct.dcm', 'POSIX'),
+        ('image_path', 'a\\ct.dcm', 'POSIX'),
+        ('image_path', '', "''"),
+        ('patient_id', '', 'patient'),
+        ('row_spacing_mm', '0', 'greater than 0'),
+        ('row_spacing_mm', 'inf', 'finite'),
+        ('col_spacing_mm', 'wide', 'number'),
+        ('slice_thickness_mm', '-1', 'greater than 0'),
+        ('sha256', 'ABC', 'pattern'),
+        ('case_id', 'c0', 'already in row 2'),
+    ],
+)
 def test_bad_cell(cohort, tmp_path, field, value, expected):
     cohort[1][field] = value
-    pd.DataFrame(cohort).to_csv(tmp_path/'bad.csv', index=False)
-    for message in (one_line(load_manifest, tmp_path/'bad.csv'), one_line(save_manifest, cohort, tmp_path/'new.csv')):
-        assert 'csv row 3, '+field in message and expected in message
-    assert not (tmp_path/'new.csv').exists() and not list(tmp_path.glob('.*'))
+    pd.DataFrame(cohort).to_csv(tmp_path / 'bad.csv', index=False)
+    for message in (
+        one_line(load_manifest, tmp_path / 'bad.csv'),
+        one_line(save_manifest, cohort, tmp_path / 'new.csv'),
+    ):
+        assert 'csv row 3, ' + field in message and expected in message
+    assert not (tmp_path / 'new.csv').exists() and not list(tmp_path.glob('.*'))
 
-@pytest.mark.parametrize('kind,segment,said', [('seg', '', 'segment number'), ('seg', '0', 'segment number'), ('rtstruct', 'GTV-1', 'ROI number'), ('boxes', '', 'id of a lesion'), ('polygons', '', 'id of a lesion')])
+
+@pytest.mark.parametrize(
+    'kind,segment,said',
+    [
+        ('seg', '', 'segment number'),
+        ('seg', '0', 'segment number'),
+        ('rtstruct', 'GTV-1', 'ROI number'),
+        ('boxes', '', 'id of a lesion'),
+        ('polygons', '', 'id of a lesion'),
+    ],
+)
 def test_files_of_many_outlines_need_to_say_which(cohort, tmp_path, kind, segment, said):
     cohort[2].update(annotation_kind=kind, segment=segment)
-    assert 'row 4, segment' in (message := one_line(save_manifest, cohort, tmp_path/'m.csv')) and said in message
+    assert 'row 4, segment' in (message := one_line(save_manifest, cohort, tmp_path / 'm.csv')) and said in message
     cohort[2].update(segment='1')
-    save_manifest(cohort, tmp_path/'m.csv')
+    save_manifest(cohort, tmp_path / 'm.csv')
+
 
 def test_several_errors_are_counted(cohort, tmp_path):
-    for r in cohort: r['label'] = 'unknown'
-    assert 'row 2, label' in (message := one_line(save_manifest, cohort, tmp_path/'m.csv')) and 'and 2 more' in message
+    for r in cohort:
+        r['label'] = 'unknown'
+    assert (
+        'row 2, label' in (message := one_line(save_manifest, cohort, tmp_path / 'm.csv')) and 'and 2 more' in message
+    )
 
-@pytest.mark.parametrize('content', [b'', b'\n', b'case_id,label\n', b'\xff\xfe\x00', b'PK\x03\x04\x00\x00', (','.join(COLUMNS) + '\n').encode(),
-                                     (','.join(COLUMNS) + '\n\n').encode(), (','.join(COLUMNS) + '\nc1\n').encode(), (','.join(COLUMNS) + '\n' + ','*20 + '\n').encode()])
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'',
+        b'\n',
+        b'case_id,label\n',
+        b'\xff\xfe\x00',
+        b'PK\x03\x04\x00\x00',
+        (','.join(MANIFEST_COLUMNS) + '\n').encode(),
+        (','.join(MANIFEST_COLUMNS) + '\n\n').encode(),
+        (','.join(MANIFEST_COLUMNS) + '\nc1\n').encode(),
+        (','.join(MANIFEST_COLUMNS) + '\n' + ',' * 20 + '\n').encode(),
+    ],
+)
 def test_no_table(tmp_path, content):
-    (tmp_path/'m.csv').write_bytes(content)
-    assert 'm.csv' in one_line(load_manifest, tmp_path/'m.csv')
+    (tmp_path / 'm.csv').write_bytes(content)
+    assert 'm.csv' in one_line(load_manifest, tmp_path / 'm.csv')
+
 
 def test_unreadable_manifest(tmp_path):
-    assert 'No such file' in one_line(load_manifest, tmp_path/'m.csv')
+    assert 'No such file' in one_line(load_manifest, tmp_path / 'm.csv')
     assert 'directory' in one_line(load_manifest, tmp_path)
 
+
 def test_excel_writes_a_byte_order_mark(cohort, tmp_path):
-    m = save_manifest(cohort, tmp_path/'m.csv')
-    (tmp_path/'bom.csv').write_bytes(b'\xef\xbb\xbf' + (tmp_path/'m.csv').read_bytes().replace(b'\n', b'\r\n'))
-    assert load_manifest(tmp_path/'bom.csv').checksum == m.checksum and m.df.patient_id[0] == '007'
+    m = save_manifest(cohort, tmp_path / 'm.csv')
+    (tmp_path / 'bom.csv').write_bytes(b'\xef\xbb\xbf' + (tmp_path / 'm.csv').read_bytes().replace(b'\n', b'\r\n'))
+    assert load_manifest(tmp_path / 'bom.csv').checksum == m.checksum and m.df.patient_id[0] == '007'
+
 
 def test_a_failed_save_keeps_the_old_file(cohort, tmp_path):
-    save_manifest(cohort, tmp_path/'m.csv')
-    old = (tmp_path/'m.csv').read_bytes()
-    one_line(save_manifest, [cohort[0], cohort[0]], tmp_path/'m.csv')
-    assert (tmp_path/'m.csv').read_bytes() == old
+    save_manifest(cohort, tmp_path / 'm.csv')
+    old = (tmp_path / 'm.csv').read_bytes()
+    one_line(save_manifest, [cohort[0], cohort[0]], tmp_path / 'm.csv')
+    assert (tmp_path / 'm.csv').read_bytes() == old
+
 
 def test_verify_names_the_row(cohort, tmp_path):
     cohort[1]['annotation_path'] = 'gone.png'
-    assert 'row 3' in (message := one_line(verify_files, save_manifest(cohort, tmp_path/'m.csv'))) and 'gone.png' in message
-    cohort[1].update(annotation_path='lesion.png', sha256='0'*64)
-    assert 'row 3' in (message := one_line(verify_files, save_manifest(cohort, tmp_path/'m.csv'))) and 'changed' in message
+    assert (
+        'row 3' in (message := one_line(verify_files, save_manifest(cohort, tmp_path / 'm.csv')))
+        and 'gone.png' in message
+    )
+    cohort[1].update(annotation_path='lesion.png', sha256='0' * 64)
+    assert (
+        'row 3' in (message := one_line(verify_files, save_manifest(cohort, tmp_path / 'm.csv')))
+        and 'changed' in message
+    )
 
 
 # folds
+
 
 def random_cohort(counts, seed):
     "Lesions in random order over patients with one to four of them"
     rng = np.random.default_rng(seed)
     label = rng.permutation(np.repeat(CLASSES, counts))
-    patient = np.repeat(np.arange(len(label)), rng.integers(1, 5, len(label)))[:len(label)]
-    return pd.DataFrame(dict(case_id=[f'{i:03}' for i in range(len(label))], patient_id=patient.astype(str), label=label))
+    patient = np.repeat(np.arange(len(label)), rng.integers(1, 5, len(label)))[: len(label)]
+    return pd.DataFrame(
+        dict(case_id=[f'{i:03}' for i in range(len(label))], patient_id=patient.astype(str), label=label)
+    )
+
 
 @pytest.mark.parametrize('counts', [(6, 6, 6, 6), (7, 8, 6, 3), (12, 12, 12, 12), (66, 81, 65, 27)])
 @pytest.mark.parametrize('n_folds', [2, 3, 5])
@@ -103,44 +183,52 @@ def test_folds_of_any_cohort(counts, n_folds):
     for seed in range(8):
         df = random_cohort(counts, seed)
         if df.groupby('label').patient_id.nunique().min() < n_folds:
-            assert 'fewer than' in one_line(make_folds, df, n_folds, .3, seed)
+            assert 'fewer than' in one_line(make_folds, df, n_folds, 0.3, seed)
             continue
-        folds = make_folds(df, n_folds, .3, seed)
+        folds = make_folds(df, n_folds, 0.3, seed)
         assert list(folds.case_id) == list(df.case_id)
-        for k in range(1, n_folds+1):
+        for k in range(1, n_folds + 1):
             role = folds[f'fold_{k}']
             assert ((role == 'test') == (folds.fold == k)).all()
             parts = [set(folds.patient_id[role == r]) for r in ('train', 'valid', 'test')]
             assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
             assert set(folds.label[role == 'train']) == set(CLASSES)
-            assert .1 < (role == 'valid').sum()/(role != 'test').sum() < .5
+            assert 0.1 < (role == 'valid').sum() / (role != 'test').sum() < 0.5
+
 
 def test_class_with_too_few_patients():
     df = random_cohort((12, 12, 12, 12), 0)
     df.loc[df.label == 'healthy', 'patient_id'] = '0'
-    assert "'healthy' has 1 patient" in one_line(make_folds, df, 3, .3, 0)
-    assert set(make_folds(df[df.label != 'healthy'], 3, .3, 0).label) == set(CLASSES) - {'healthy'}   # a class that is absent is no error
-    assert "every lesion is of class 'cyst'" in one_line(make_folds, df[df.label == 'cyst'], 3, .3, 0)
+    assert "'healthy' has 1 patient" in one_line(make_folds, df, 3, 0.3, 0)
+    assert set(make_folds(df[df.label != 'healthy'], 3, 0.3, 0).label) == set(CLASSES) - {
+        'healthy'
+    }  # a class that is absent is no error
+    assert "every lesion is of class 'cyst'" in one_line(make_folds, df[df.label == 'cyst'], 3, 0.3, 0)
 
 
 # slices, masks, squares
 
+
 def test_every_cut_of_a_file_is_one_line(cohort, tmp_path):
-    whole = (tmp_path/'ct.dcm').read_bytes()
+    whole = (tmp_path / 'ct.dcm').read_bytes()
     for n in (0, 50, 130, 300, 500, 900, len(whole) - 4000, len(whole) - 1):
-        (tmp_path/'cut.dcm').write_bytes(whole[:n])
-        assert 'cut.dcm' in one_line(read_slice, tmp_path/'cut.dcm')
+        (tmp_path / 'cut.dcm').write_bytes(whole[:n])
+        assert 'cut.dcm' in one_line(read_slice, tmp_path / 'cut.dcm')
+
 
 def test_all_lesions_of_a_cohort(cohort, tmp_path):
-    m = save_manifest(cohort, tmp_path/'m.csv')
+    m = save_manifest(cohort, tmp_path / 'm.csv')
     seen = []
-    rois = load_rois(m, .25, 32, progress=lambda rows: (seen.append(r.case_id) or r for r in rows))
+    rois = load_rois(m, 0.25, 32, progress=lambda rows: (seen.append(r.case_id) or r for r in rows))
     assert rois.shape == (3, 1, 32, 32) and rois.dtype == np.float32 and seen == ['c0', 'c1', 'c2']
-    assert np.array_equal(rois[0, 0], extract_roi(m.df.iloc[0], tmp_path, .25, 32))
-    Image.fromarray(np.zeros((64, 64), bool)).save(tmp_path/'lesion.png')
-    assert 'm.csv row 2 (case c0)' in (message := one_line(load_rois, m, .25, 32)) and 'empty' in message
+    assert np.array_equal(rois[0, 0], extract_roi(m.df.iloc[0], tmp_path, 0.25, 32))
+    Image.fromarray(np.zeros((64, 64), bool)).save(tmp_path / 'lesion.png')
+    assert 'm.csv row 2 (case c0)' in (message := one_line(load_rois, m, 0.25, 32)) and 'empty' in message
 
-@pytest.mark.parametrize('box', [Box(-.5, -.5, 3), Box(62.5, 62.5, 3), Box(-40, -40, 200), Box(5.25, 7.75, 11.5, .7), Box(1e3, 0, 5)])
+
+@pytest.mark.parametrize(
+    'box', [Box(-0.5, -0.5, 3), Box(62.5, 62.5, 3), Box(-40, -40, 200), Box(5.25, 7.75, 11.5, 0.7), Box(1e3, 0, 5)]
+)
 def test_crop_stays_in_the_range_of_its_input(box):
     hu = np.random.default_rng(0).uniform(-200, 300, (64, 64)).astype(np.float32)
     for size in (8, 128):
@@ -150,76 +238,110 @@ def test_crop_stays_in_the_range_of_its_input(box):
 
 # real CT
 
+
 @real
 def test_chaos_order_and_intercept():
-    series = read_series(REALDATA/'chaos03/DICOM_anon')
+    series = read_series(REALDATA / 'chaos03/DICOM_anon')
     z = [s.position_mm[2] for s in series]
-    assert len(series) == 78 and np.allclose(np.diff(z), 2) and series[0].thickness_mm == 3.2   # the step is not the thickness
-    assert series[0].path.name > series[-1].path.name                                          # z falls as names rise
-    masks = sorted((REALDATA/'chaos03/Ground').glob('*.png'))
+    assert (
+        len(series) == 78 and np.allclose(np.diff(z), 2) and series[0].thickness_mm == 3.2
+    )  # the step is not the thickness
+    assert series[0].path.name > series[-1].path.name  # z falls as names rise
+    masks = sorted((REALDATA / 'chaos03/Ground').glob('*.png'))
     hu = [s.hu[read_mask(m, 'png-mask', '', s)] for s, m in zip(series[20:60], masks[::-1][20:60])]
     assert abs(np.concatenate(hu).mean() - 141) < 3
+
 
 @real
 @pytest.mark.parametrize('name', ['livertumor1', 'livertumor2'])
 def test_ircad_lesions_to_the_pixel(name):
-    lesion = pd.read_csv(REALDATA/'expected_lesions.csv').set_index('name').loc[name]
-    ct = read_slice(REALDATA/f'ircad17/PATIENT_DICOM/image_{lesion.z_maxarea}')
-    path = REALDATA/f'ircad17/MASKS_DICOM/{name}/image_{lesion.z_maxarea}'
+    lesion = pd.read_csv(REALDATA / 'expected_lesions.csv').set_index('name').loc[name]
+    ct = read_slice(REALDATA / f'ircad17/PATIENT_DICOM/image_{lesion.z_maxarea}')
+    path = REALDATA / f'ircad17/MASKS_DICOM/{name}/image_{lesion.z_maxarea}'
     mask = read_mask(path, 'dicom-mask', '', ct)
     assert mask.sum() == lesion.area_px
     assert bounding_box(mask) == (lesion.row_min, lesion.row_max, lesion.col_min, lesion.col_max)
-    h, w, box = lesion.row_max - lesion.row_min + 1, lesion.col_max - lesion.col_min + 1, lesion_box(mask, 0, ct.spacing_mm)
-    assert box == (lesion.row_min + (h - box.side)/2, lesion.col_min + (w - box.side)/2, max(h, w), 1)
-    assert crop(ct.hu, lesion_box(mask, .25, ct.spacing_mm)).shape == (128, 128)
+    h, w, box = (
+        lesion.row_max - lesion.row_min + 1,
+        lesion.col_max - lesion.col_min + 1,
+        lesion_box(mask, 0, ct.spacing_mm),
+    )
+    assert box == (lesion.row_min + (h - box.side) / 2, lesion.col_min + (w - box.side) / 2, max(h, w), 1)
+    assert crop(ct.hu, lesion_box(mask, 0.25, ct.spacing_mm)).shape == (128, 128)
     assert 'pair files' in one_line(read_mask, path.with_name('image_90'), 'dicom-mask', '', ct)
+
 
 @real
 def test_ircad_series_without_extensions():
-    series = read_series(REALDATA/'ircad17/PATIENT_DICOM')
-    assert [s.path.name for s in series] == [f'image_{i}' for i in range(78, 114)] and series[0].frame_of_reference == ''
-    largest = pd.read_csv(REALDATA/'expected_lesions.csv').set_index('name').z_maxarea
+    series = read_series(REALDATA / 'ircad17/PATIENT_DICOM')
+    assert [s.path.name for s in series] == [f'image_{i}' for i in range(78, 114)] and series[
+        0
+    ].frame_of_reference == ''
+    largest = pd.read_csv(REALDATA / 'expected_lesions.csv').set_index('name').z_maxarea
     for name in ('livertumor1', 'livertumor2'):
-        area = {s.path.name: read_mask(REALDATA/f'ircad17/MASKS_DICOM/{name}'/s.path.name, 'dicom-mask', '', s).sum() for s in series[8:28]}
+        area = {
+            s.path.name: read_mask(REALDATA / f'ircad17/MASKS_DICOM/{name}' / s.path.name, 'dicom-mask', '', s).sum()
+            for s in series[8:28]
+        }
         assert max(area, key=area.get) == f'image_{largest[name]}'
+
 
 @real
 def test_padding_is_air():
-    series = read_series(REALDATA/'dcmqi_liver_seg/ct-3slice')
+    series = read_series(REALDATA / 'dcmqi_liver_seg/ct-3slice')
     assert [s.path.name for s in series] == ['03.dcm', '02.dcm', '01.dcm'] and all(s.hu.min() == AIR for s in series)
-    assert [read_mask(REALDATA/'dcmqi_liver_seg/liver.dcm', 'seg', '1', s).sum() for s in series] == [36233, 35645, 35220]
-    assert 'empty' in one_line(read_mask, REALDATA/'dcmqi_liver_seg/partial_overlaps.dcm', 'seg', '1', series[0])
+    assert [read_mask(REALDATA / 'dcmqi_liver_seg/liver.dcm', 'seg', '1', s).sum() for s in series] == [
+        36233,
+        35645,
+        35220,
+    ]
+    assert 'empty' in one_line(read_mask, REALDATA / 'dcmqi_liver_seg/partial_overlaps.dcm', 'seg', '1', series[0])
+
 
 @real
 def test_transfer_syntaxes_read_alike():
-    files = sorted((REALDATA/'transfer_syntaxes').glob('*.dcm'))
+    files = sorted((REALDATA / 'transfer_syntaxes').glob('*.dcm'))
     broken = [f for f in files if 'JPEGProcess10_12' in f.name]
     first, *others = [read_slice(f).hu for f in files if f not in broken]
     assert len(others) == 4 and all(np.array_equal(first, hu) for hu in others)
     assert 'uncompressed' in one_line(read_slice, broken[0])
 
+
 @real
 def test_seg_encodings():
-    ct = read_series(REALDATA/'dcmqi_liver_seg/ct-3slice')[0]
+    ct = read_series(REALDATA / 'dcmqi_liver_seg/ct-3slice')[0]
     outcome = {}
-    for f in sorted((REALDATA/'seg_encodings').glob('*.dcm')):
-        try: outcome[f.stem] = int(read_mask(f, 'seg', '1', ct).sum())
-        except InputError as e: outcome[f.stem] = str(e).split(': ')[1].split(' (')[0].split(' and ')[0]
-    assert outcome == {'liver': 36233, 'liver_1frame': 36233, 'liver_j2k': 36233, 'liver_nonbyte_aligned': 36233, 'liver_rle': 'frames cannot be decoded'}   # the third is 510 x 510, put where it lies
+    for f in sorted((REALDATA / 'seg_encodings').glob('*.dcm')):
+        try:
+            outcome[f.stem] = int(read_mask(f, 'seg', '1', ct).sum())
+        except InputError as e:
+            outcome[f.stem] = str(e).split(': ')[1].split(' (')[0].split(' and ')[0]
+    assert outcome == {
+        'liver': 36233,
+        'liver_1frame': 36233,
+        'liver_j2k': 36233,
+        'liver_nonbyte_aligned': 36233,
+        'liver_rle': 'frames cannot be decoded',
+    }  # the third is 510 x 510, put where it lies
+
 
 @real
 def test_seg_small_and_label_maps():
-    ct, folder = read_slice(REALDATA/'seg_small/ct_image.dcm'), REALDATA/'seg_small'
-    assert read_mask(folder/'seg_image_ct_binary_single_frame.dcm', 'seg', '1', ct).sum() == 1832
-    assert 'another image' in one_line(read_mask, folder/'seg_image_ct_binary.dcm', 'seg', '1', ct)
-    assert 'another image' in one_line(read_mask, folder/'seg_image_ct_true_fractional.dcm', 'seg', '1', ct)
+    ct, folder = read_slice(REALDATA / 'seg_small/ct_image.dcm'), REALDATA / 'seg_small'
+    assert read_mask(folder / 'seg_image_ct_binary_single_frame.dcm', 'seg', '1', ct).sum() == 1832
+    assert 'another image' in one_line(read_mask, folder / 'seg_image_ct_binary.dcm', 'seg', '1', ct)
+    assert 'another image' in one_line(read_mask, folder / 'seg_image_ct_true_fractional.dcm', 'seg', '1', ct)
     for name in ('noppv', 'ppv5'):
-        seg, series = REALDATA/f'dcmqi_liver_seg/sparse-labelmap-{name}.dcm', read_series(REALDATA/'dcmqi_liver_seg/24x38x3/image')
+        seg, series = (
+            REALDATA / f'dcmqi_liver_seg/sparse-labelmap-{name}.dcm',
+            read_series(REALDATA / 'dcmqi_liver_seg/24x38x3/image'),
+        )
         assert Counter(read_mask(seg, 'seg', '1', series[i]).sum() for i in (0, 2)) == {315: 2}
         assert 'empty' in one_line(read_mask, seg, 'seg', '1', series[1])
 
+
 @real
 def test_refused_real_files():
-    assert 'give the frame, 0 to 2' in one_line(read_slice, REALDATA/'dcmqi_liver_seg/24x38x3/multiframe/mf.dcm')
-    assert 'not CT' in one_line(read_slice, REALDATA/'dcmqi_liver_seg/liver.dcm')
-    assert len(read_series(REALDATA/'ts_dicom_nifti/example_ct_dicom')) == 20   # empty UIDs, JPEG 2000
+    assert 'give the frame, 0 to 2' in one_line(read_slice, REALDATA / 'dcmqi_liver_seg/24x38x3/multiframe/mf.dcm')
+    assert 'not CT' in one_line(read_slice, REALDATA / 'dcmqi_liver_seg/liver.dcm')
+    assert len(read_series(REALDATA / 'ts_dicom_nifti/example_ct_dicom')) == 20  # empty UIDs, JPEG 2000

@@ -1,4 +1,5 @@
 """What holds for the repository as a whole: one version, a lock in step, notebooks fit to be read, and nothing of one machine in any of it."""
+
 import importlib.util
 import json
 import re
@@ -15,8 +16,14 @@ from packaging.requirements import Requirement
 import liverdis
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(ROOT).parts))
-MACHINE_PATH = re.compile(r"(?<![\w.~*+-])(?:/(?:work|tmp|home|root|Users|private|opt)(?=[/\s\"'`)\],:]|$)|[A-Z]:\\\\?Users)", re.M)
+NOTEBOOKS = sorted(
+    p
+    for p in (ROOT / "nbs").rglob("*.ipynb")
+    if not any(part.startswith((".", "_")) for part in p.relative_to(ROOT).parts)
+)
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~*+-])(?:/(?:work|tmp|home|root|Users|private|opt)(?=[/\s\"'`)\],:]|$)|[A-Z]:\\\\?Users)", re.M
+)
 SIZE_LIMIT = 800_000
 
 config = ConfigParser(delimiters=["="])
@@ -40,7 +47,11 @@ def output_texts(nb):
     "Everything a reader can read in the outputs; pictures are base64 and hold no path"
     for out in (o for c in code_cells(nb) for o in c.get("outputs", [])):
         yield text(out.get("text", ""))
-        yield from (text(v) for kind, v in out.get("data", {}).items() if isinstance(v, (str, list)) and (kind.startswith("text/") or "svg" in kind))
+        yield from (
+            text(v)
+            for kind, v in out.get("data", {}).items()
+            if isinstance(v, (str, list)) and (kind.startswith("text/") or "svg" in kind)
+        )
 
 
 def colab_url(path):
@@ -64,13 +75,17 @@ def problems(nb, path, size):
         found.append("exports code and shows nothing: run it and store the outputs")
     if size >= SIZE_LIMIT:
         found.append(f"{size} bytes, the limit is {SIZE_LIMIT}")
-    found += [f"a path of one machine: {m.group()}" for s in (*sources, *output_texts(nb)) for m in MACHINE_PATH.finditer(s)]
+    found += [
+        f"a path of one machine: {m.group()}" for s in (*sources, *output_texts(nb)) for m in MACHINE_PATH.finditer(s)
+    ]
     return found
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebook_is_fit_to_be_read(path):
-    found = problems(json.loads(path.read_text(encoding="utf-8")), path.relative_to(ROOT).as_posix(), path.stat().st_size)
+    found = problems(
+        json.loads(path.read_text(encoding="utf-8")), path.relative_to(ROOT).as_posix(), path.stat().st_size
+    )
     assert not found
 
 
@@ -78,8 +93,18 @@ def notebook(**replaced):
     "A sound notebook of three cells, with cells replaced by name"
     cells = {
         "badge": {"cell_type": "markdown", "source": [f"[![Open in Colab](badge.svg)]({colab_url('nbs/00_a.ipynb')})"]},
-        "install": {"cell_type": "code", "source": ["import sys\n", "if 'google.colab' in sys.modules: get_ipython().system('pip install -q liverdis')"]},
-        "code": {"cell_type": "code", "source": ["#| export\n", "def f(): pass"], "outputs": [{"output_type": "stream", "text": ["../shared and https://x.org/home"]}]},
+        "install": {
+            "cell_type": "code",
+            "source": [
+                "import sys\n",
+                "if 'google.colab' in sys.modules: get_ipython().system('pip install -q liverdis')",
+            ],
+        },
+        "code": {
+            "cell_type": "code",
+            "source": ["#| export\n", "def f(): pass"],
+            "outputs": [{"output_type": "stream", "text": ["../shared and https://x.org/home"]}],
+        },
     }
     return {"cells": list({**cells, **replaced}.values())}
 
@@ -100,7 +125,11 @@ SLASH = "/"  # spelled apart: this file, too, is searched for machine paths
         (notebook(code=code("#| export\ndef f(): pass")), 10, "shows nothing"),
         (notebook(), SIZE_LIMIT, "limit"),
         (notebook(code=code(f"open('{SLASH}home/me/a.dcm')", output_type="stream", text="")), 10, "one machine"),
-        (notebook(code=code("p", output_type="execute_result", data={"text/plain": [f"PosixPath('{SLASH}tmp/x')"]})), 10, "one machine"),
+        (
+            notebook(code=code("p", output_type="execute_result", data={"text/plain": [f"PosixPath('{SLASH}tmp/x')"]})),
+            10,
+            "one machine",
+        ),
     ],
     ids=["badge", "install", "error", "outputs", "size", "path in source", "path in output"],
 )
@@ -126,12 +155,20 @@ def test_lock_is_in_step_with_settings():
     pins = {}
     for name, pinned in re.findall(r"^([a-z\d][a-z\d.-]*)==([^ ;]+)", lock, re.M):
         pins.setdefault(name, []).append(pinned)
-    wanted = [Requirement(r) for key in ("requirements", "dev_requirements", "bench_requirements") for r in SETTINGS[key].split()]
+    wanted = [
+        Requirement(r)
+        for key in ("requirements", "dev_requirements", "bench_requirements")
+        for r in SETTINGS[key].split()
+    ]
     assert not [str(r) for r in wanted if not any(r.specifier.contains(v) for v in pins.get(r.name, []))]
     assert not re.search(r"://|--(extra-)?index-url|--find-links|file:|^-e", lock, re.M)
 
 
-@pytest.mark.parametrize("module", sorted(p for p in (ROOT / "liverdis").glob("*.py") if p.name not in ("__init__.py", "_modidx.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "module",
+    sorted(p for p in (ROOT / "liverdis").glob("*.py") if p.name not in ("__init__.py", "_modidx.py")),
+    ids=lambda p: p.name,
+)
 def test_module_has_its_notebook(module):
     "nbdev_export leaves the module of a removed notebook behind"
     source = re.search(r"File to edit: \.\./(nbs/\S+\.ipynb)", module.read_text(encoding="utf-8"))
@@ -165,11 +202,17 @@ ACTION = re.compile(r"^\s*(?:- )?uses: *(\S+)", re.M)
 
 def against_schema(schema, *files):
     "What check-jsonschema says of files; the schemas come with it, nothing is fetched"
-    return subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, files)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, files)],
+        capture_output=True,
+        text=True,
+    )
 
 
 def unpinned(workflow):
-    return [action for action in ACTION.findall(workflow) if not re.fullmatch(r"[\w.-]+/[\w./-]+@v\d+\.\d+\.\d+", action)]
+    return [
+        action for action in ACTION.findall(workflow) if not re.fullmatch(r"[\w.-]+/[\w./-]+@v\d+\.\d+\.\d+", action)
+    ]
 
 
 @pytest.mark.parametrize("schema", ["vendor.github-workflows", "custom.github-workflows-require-timeout"])
@@ -183,13 +226,20 @@ def test_workflows_follow_the_schema(schema, tmp_path):
 
 
 def test_actions_are_pinned():
-    assert not {p.name: unpinned(p.read_text(encoding="utf-8")) for p in WORKFLOWS if unpinned(p.read_text(encoding="utf-8"))}
+    assert not {
+        p.name: unpinned(p.read_text(encoding="utf-8")) for p in WORKFLOWS if unpinned(p.read_text(encoding="utf-8"))
+    }
     assert unpinned("  uses: a/b@main\n  - uses: a/b@v4\n  - uses: a/b@v1.2.3\n") == ["a/b@main", "a/b@v4"]
 
 
 def test_workflows_call_what_the_makefile_has():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    called = {name for p in WORKFLOWS for name in re.findall(r"^ *(?:- )?run: make ([a-z ]+)$", p.read_text(encoding="utf-8"), re.M) for name in name.split()}
+    called = {
+        name
+        for p in WORKFLOWS
+        for name in re.findall(r"^ *(?:- )?run: make ([a-z ]+)$", p.read_text(encoding="utf-8"), re.M)
+        for name in name.split()
+    }
     assert called and called <= targets
 
 
@@ -197,7 +247,9 @@ def test_python_versions_of_ci():
     "From the oldest that settings.ini allows, each once on either system"
     body = (ROOT / ".github/workflows/test.yaml").read_text(encoding="utf-8")
     versions = re.findall(r'"(3\.\d+)"', re.search(r"python: \[(.*)\]", body)[1])
-    assert versions == [f"3.{n}" for n in range(int(SETTINGS["min_python"].split(".")[1]), int(versions[-1].split(".")[1]) + 1)]
+    assert versions == [
+        f"3.{n}" for n in range(int(SETTINGS["min_python"].split(".")[1]), int(versions[-1].split(".")[1]) + 1)
+    ]
     assert "ubuntu" in body and "macos" in body
 
 
@@ -211,7 +263,7 @@ def test_citation_file(tmp_path):
 
 def test_stale_outputs_are_told(tmp_path):
     "A change to code, output, quoted result or module is found, and so is an error; other words are no change"
-    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / ".ci/run_notebooks.py")
+    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / "tools/run_notebooks.py")
     runner = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(runner)
 
@@ -222,7 +274,13 @@ def test_stale_outputs_are_told(tmp_path):
     def made(marked=True):
         printed = nbformat.v4.new_output("stream", name="stdout", text="2\n")
         sources = ["from liverdis.a import f", "Path('results')"]
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), nbformat.v4.new_code_cell("print(1 + 1)", outputs=[printed]), *map(nbformat.v4.new_code_cell, sources)])
+        nb = nbformat.v4.new_notebook(
+            cells=[
+                nbformat.v4.new_markdown_cell("text"),
+                nbformat.v4.new_code_cell("print(1 + 1)", outputs=[printed]),
+                *map(nbformat.v4.new_code_cell, sources),
+            ]
+        )
         return nb if not marked else nb.metadata.update(liverdis={"ran": mark}) or nb
 
     def why(change=lambda nb: None):
@@ -241,7 +299,11 @@ def test_stale_outputs_are_told(tmp_path):
     assert "changed since" in why(lambda nb: nb.cells[1].update(source="print(1 + 2)"))
     assert "changed since" in why(lambda nb: nb.cells[1].outputs[0].update(text="3\n"))
     assert "changed since" in why(lambda nb: nb.cells[1].update(outputs=[]))
-    assert "ValueError" in why(lambda nb: nb.cells[1].update(outputs=[nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]))
+    assert "ValueError" in why(
+        lambda nb: nb.cells[1].update(
+            outputs=[nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]
+        )
+    )
     write("liverdis/b.py", 'def g():\n    "Returns one"\n    return 1\n')
     write("liverdis/c.py", "h = 2\n")
     assert why() == ""

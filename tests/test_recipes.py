@@ -1,4 +1,5 @@
 """The recipes in data_manifest: complete, indexed, with commands that the program understands and labels that say no more than the source."""
+
 import re
 import shlex
 from pathlib import Path
@@ -6,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from liverdis.cli import app
-from liverdis.ingest import LABELS, load_labels
-from liverdis.manifest import CLASSES
+from liverdis.cohort.labels import LABELS, load_labels
+from liverdis.core import CLASSES
+from liverdis.use.cli import app
 
 FOLDER = Path(__file__).parent.parent / "data_manifest"
 RECIPES = ["chaos", "colorectal-liver-metastases", "deeplesion", "hcc-tace-seg", "ircadb", "lits", "mct-ltdiag"]
@@ -52,7 +53,7 @@ def test_commands_are_understood(name):
     found = commands(recipe(name))
     assert any(words[0] == "ingest" for words in found)
     for command, *words in found:
-        context = get_command(app).commands[command].make_context(command, list(words))   # a bad option or value raises
+        context = get_command(app).commands[command].make_context(command, list(words))  # a bad option or value raises
         labels = context.params.get("labels")
         if labels and labels.parts[0] == "data_manifest":
             load_labels(FOLDER.parent / labels)
@@ -70,16 +71,35 @@ def test_every_labels_file_belongs_to_a_recipe():
         assert {label for _, label, _ in load_labels(p).rules} <= set(LABELS) - {"healthy"}
 
 
-@pytest.mark.parametrize("name, structure, patient, label", [
-    ("ircadb", "livercyst", "3Dircadb1.1", "cyst"), ("ircadb", "livercystI", "3Dircadb1.1", "cyst"), ("ircadb", "liverkyste", "3Dircadb1.9", "cyst"),
-    ("ircadb", "livertumor1", "3Dircadb1.17", None), ("ircadb", "livertumors", "3Dircadb1.2", None), ("ircadb", "metastasectomie", "3Dircadb1.14", "avoid"),
-    ("ircadb", "tumor", "3Dircadb1.7", "ignore"), ("ircadb", "leftsurretumor", "3Dircadb1.5", "ignore"), ("ircadb", "rightsurrenalGland", "3Dircadb1.5", "ignore"),
-    ("ircadb", "liver", "3Dircadb1.1", "liver"), ("ircadb", "rightkidney", "3Dircadb1.1", "ignore"), ("ircadb", "skin", "3Dircadb1.1", "ignore"),
-    ("colorectal-liver-metastases", "Tumor_12", "CRLM-CT-1001", "metastasis"), ("colorectal-liver-metastases", "Liver_Remnant", "CRLM-CT-1001", "ignore"),
-    ("colorectal-liver-metastases", "Liver", "CRLM-CT-1001", "liver"), ("hcc-tace-seg", "Mass", "HCC_009", "avoid"), ("hcc-tace-seg", "Portal vein", "HCC_009", "ignore"),
-    ("lits", "segmentation-*:1", "volume-3", "liver"), ("lits", "segmentation-*:2", "volume-3", None), ("lits", "liver_*:2", "liver_48", None), ("lits", "liver_*:1", "liver_130", "liver"),
-    ("lits", "segmentation-*:1", "volume-128", "liver"), ("mct-ltdiag", "liver_mask_pvp", "230218a6", "liver"), ("mct-ltdiag", "tumor_*", "230218a6", None),
-])
+@pytest.mark.parametrize(
+    "name, structure, patient, label",
+    [
+        ("ircadb", "livercyst", "3Dircadb1.1", "cyst"),
+        ("ircadb", "livercystI", "3Dircadb1.1", "cyst"),
+        ("ircadb", "liverkyste", "3Dircadb1.9", "cyst"),
+        ("ircadb", "livertumor1", "3Dircadb1.17", None),
+        ("ircadb", "livertumors", "3Dircadb1.2", None),
+        ("ircadb", "metastasectomie", "3Dircadb1.14", "avoid"),
+        ("ircadb", "tumor", "3Dircadb1.7", "ignore"),
+        ("ircadb", "leftsurretumor", "3Dircadb1.5", "ignore"),
+        ("ircadb", "rightsurrenalGland", "3Dircadb1.5", "ignore"),
+        ("ircadb", "liver", "3Dircadb1.1", "liver"),
+        ("ircadb", "rightkidney", "3Dircadb1.1", "ignore"),
+        ("ircadb", "skin", "3Dircadb1.1", "ignore"),
+        ("colorectal-liver-metastases", "Tumor_12", "CRLM-CT-1001", "metastasis"),
+        ("colorectal-liver-metastases", "Liver_Remnant", "CRLM-CT-1001", "ignore"),
+        ("colorectal-liver-metastases", "Liver", "CRLM-CT-1001", "liver"),
+        ("hcc-tace-seg", "Mass", "HCC_009", "avoid"),
+        ("hcc-tace-seg", "Portal vein", "HCC_009", "ignore"),
+        ("lits", "segmentation-*:1", "volume-3", "liver"),
+        ("lits", "segmentation-*:2", "volume-3", None),
+        ("lits", "liver_*:2", "liver_48", None),
+        ("lits", "liver_*:1", "liver_130", "liver"),
+        ("lits", "segmentation-*:1", "volume-128", "liver"),
+        ("mct-ltdiag", "liver_mask_pvp", "230218a6", "liver"),
+        ("mct-ltdiag", "tumor_*", "230218a6", None),
+    ],
+)
 def test_what_the_labels_say(name, structure, patient, label):
     assert load_labels(FOLDER / f"{name}.labels.csv").of((structure,), (patient,)) == label
 

@@ -1,4 +1,5 @@
 """A run as a user starts, kills, resumes and uses it, through the installed command."""
+
 import json
 import os
 import signal
@@ -49,6 +50,7 @@ def test_stopped_run_goes_on_with_the_same_numbers(straight, tmp_path, how, code
 
 def test_no_two_processes_in_one_run(straight):
     from filelock import FileLock
+
     with FileLock(straight / ".lock"):
         r = subprocess.run(command(straight), capture_output=True, text=True)
     assert r.returncode == 2 and "another process" in r.stderr and len(r.stderr.strip().splitlines()) == 1
@@ -59,6 +61,8 @@ def test_predict_on_real_ct(straight):
     if not ircad.exists():
         pytest.skip(f"no real CT in {REALDATA}")
     image, mask = ircad / "PATIENT_DICOM" / "image_97", ircad / "MASKS_DICOM" / "livertumor1" / "image_97"
-    r = subprocess.run([LIVERDIS, "predict", str(straight), str(image), "--annotation", str(mask)], capture_output=True, text=True)
+    r = subprocess.run(
+        [LIVERDIS, "predict", str(straight), str(image), "--annotation", str(mask)], capture_output=True, text=True
+    )
     assert r.returncode == 0, r.stderr
     assert all(c in r.stdout for c in ("cyst", "metastasis", "hemangioma", "healthy")) and "synthetic" in r.stdout

@@ -1,4 +1,5 @@
 """A cohort of one's own with two of the four classes, put together from two sources: joined, checked, trained, reported."""
+
 import json
 
 import numpy as np
@@ -8,12 +9,14 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
 
-from liverdis.cli import app
-from liverdis.ct import write_slice
-from liverdis.evaluate import source_probe
-from liverdis.manifest import CLASSES, InputError, file_checksum, join_manifests, load_manifest, make_folds, save_manifest
-from liverdis.report import read_run
-from liverdis.roi import load_rois
+from liverdis.cohort.ct import write_slice
+from liverdis.cohort.folds import make_folds
+from liverdis.cohort.manifest import file_checksum, join_manifests, load_manifest, save_manifest
+from liverdis.cohort.roi import load_rois
+from liverdis.cohort.sources import source_probe
+from liverdis.core import CLASSES, InputError
+from liverdis.study.report import read_run
+from liverdis.use.cli import app
 
 PATIENTS = 6  # a source and class
 
@@ -31,8 +34,23 @@ def write_source(folder, grain, seed):
             files = folder / case / "ct.dcm", folder / case / "mask.png"
             write_slice(files[0], rng.normal(105, 8) - drop * mask + 12 * noise / noise.std())
             Image.fromarray(mask).save(files[1])
-            rows.append(dict(case_id=case, patient_id=case, series_uid="", image_path=f"{case}/ct.dcm", annotation_path=f"{case}/mask.png", annotation_kind="png-mask", segment="",
-                             label=label, phase="portal", row_spacing_mm=1, col_spacing_mm=1, slice_thickness_mm=1, sha256=file_checksum(*files)))
+            rows.append(
+                dict(
+                    case_id=case,
+                    patient_id=case,
+                    series_uid="",
+                    image_path=f"{case}/ct.dcm",
+                    annotation_path=f"{case}/mask.png",
+                    annotation_kind="png-mask",
+                    segment="",
+                    label=label,
+                    phase="portal",
+                    row_spacing_mm=1,
+                    col_spacing_mm=1,
+                    slice_thickness_mm=1,
+                    sha256=file_checksum(*files),
+                )
+            )
     return save_manifest(rows, folder / "manifest.csv")
 
 
@@ -52,16 +70,23 @@ def joined(sources):
 
 def test_joined_files_are_found(joined, sources):
     assert len(load_rois(joined, 0.25, 32)) == 4 * PATIENTS
-    again = join_manifests([sources / "north/../north/manifest.csv", sources / "south/manifest.csv"], sources / f"../{sources.name}/again.csv")
+    again = join_manifests(
+        [sources / "north/../north/manifest.csv", sources / "south/manifest.csv"],
+        sources / f"../{sources.name}/again.csv",
+    )
     assert again.checksum == joined.checksum
 
 
-@pytest.mark.parametrize("names, out, said", [
-    (("north", "south"), "north/all.csv", "write it to"),
-    (("north", "north"), "all2.csv", "is also in north/manifest.csv"),
-    (("north", "south"), "south/manifest.csv", "name of its own"),
-    (("north", "east"), "all2.csv", "cannot be read"),
-], ids=["below", "twice", "onto itself", "absent"])
+@pytest.mark.parametrize(
+    "names, out, said",
+    [
+        (("north", "south"), "north/all.csv", "write it to"),
+        (("north", "north"), "all2.csv", "is also in north/manifest.csv"),
+        (("north", "south"), "south/manifest.csv", "name of its own"),
+        (("north", "east"), "all2.csv", "cannot be read"),
+    ],
+    ids=["below", "twice", "onto itself", "absent"],
+)
 def test_what_cannot_be_joined(sources, names, out, said):
     before = (sources / "south/manifest.csv").read_bytes()
     with pytest.raises(InputError, match=said) as e:
@@ -82,8 +107,10 @@ def test_folds_over_the_classes_there_are(classes, n_folds):
     for seed in range(6):
         rng = np.random.default_rng(seed)
         label = rng.permutation(np.repeat(classes, 12))
-        patient = np.repeat(np.arange(len(label)), rng.integers(1, 4, len(label)))[:len(label)]
-        df = pd.DataFrame(dict(case_id=[f"{i:02}" for i in range(len(label))], patient_id=patient.astype(str), label=label))
+        patient = np.repeat(np.arange(len(label)), rng.integers(1, 4, len(label)))[: len(label)]
+        df = pd.DataFrame(
+            dict(case_id=[f"{i:02}" for i in range(len(label))], patient_id=patient.astype(str), label=label)
+        )
         if df.groupby("label").patient_id.nunique().min() < n_folds + 2:
             continue
         folds = make_folds(df, n_folds, 0.3, seed)
@@ -94,14 +121,35 @@ def test_folds_over_the_classes_there_are(classes, n_folds):
 
 def test_the_sources_are_told_apart(joined):
     rois = load_rois(joined, 0.25, 32)
-    probe = source_probe(rois, joined.df.image_path.str.split("/").str[0], joined.df.label, joined.df.patient_id, permutations=49)
-    assert probe.label.tolist() == ["metastasis", "healthy"] and (probe.sources == "north, south").all() and (probe.n_patients == 2 * PATIENTS).all()
-    assert probe.balanced_accuracy[1] > 0.9 and probe.p_value[1] == 0.02          # healthy: nothing but noise to see
+    probe = source_probe(
+        rois, joined.df.image_path.str.split("/").str[0], joined.df.label, joined.df.patient_id, permutations=49
+    )
+    assert (
+        probe.label.tolist() == ["metastasis", "healthy"]
+        and (probe.sources == "north, south").all()
+        and (probe.n_patients == 2 * PATIENTS).all()
+    )
+    assert probe.balanced_accuracy[1] > 0.9 and probe.p_value[1] == 0.02  # healthy: nothing but noise to see
 
 
 def test_reproduce_with_two_classes(joined, sources, tmp_path):
     out = tmp_path / "run"
-    r = CliRunner().invoke(app, ["reproduce", "--manifest", str(sources / "all.csv"), "--preset", "smoke", "--out", str(out), "--jobs", "2", "--device", "cpu"])
+    r = CliRunner().invoke(
+        app,
+        [
+            "reproduce",
+            "--manifest",
+            str(sources / "all.csv"),
+            "--preset",
+            "smoke",
+            "--out",
+            str(out),
+            "--jobs",
+            "2",
+            "--device",
+            "cpu",
+        ],
+    )
     assert r.exit_code == 0, r.output
     run = read_run(out)
     for arm in run.results["summary"]["arms"].values():
@@ -111,7 +159,9 @@ def test_reproduce_with_two_classes(joined, sources, tmp_path):
         assert np.isclose(arm["balanced_accuracy"], (arm["recall"]["metastasis"] + arm["recall"]["healthy"]) / 2)
         assert all(arm[k] is not None for k in ("accuracy_pooled", "accuracy_std", "brier", "ece"))
     paired = run.results["summary"]["paired"]
-    assert paired["low"] <= paired["difference"] <= paired["high"] and paired["n_cases"] == len(load_manifest(sources / "all.csv"))
+    assert paired["low"] <= paired["difference"] <= paired["high"] and paired["n_cases"] == len(
+        load_manifest(sources / "all.csv")
+    )
     assert np.isnan(run.figures["samples"]).all(axis=(1, 2, 3)).tolist() == [True, False, True, False]
     assert set(run.figures["swap_code_labels"]) == {1, 3}
     targets = json.loads((out / "weights/r0_f1_disentangle.json").read_text())["history"]

@@ -1,0 +1,44 @@
+"""An installed liverdis as its user meets it; run by the interpreter of an environment that holds the wheel and what pip resolves for it, nothing else.
+
+python tools/try_package.py README.md
+"""
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import requires, version
+from importlib.resources import files
+from pathlib import Path
+
+import liverdis
+
+home = Path(liverdis.__file__).parent
+assert home.parent.name == "site-packages", f"this is a checkout, not an installed package: {home}"
+assert (files("liverdis") / "py.typed").is_file(), "no py.typed: type checkers would not read the annotations"
+for module in pkgutil.iter_modules(liverdis.__path__):
+    importlib.import_module(f"liverdis.{module.name}")
+
+readme = Path(sys.argv[1]).read_text(encoding="utf-8")
+blocks = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
+imports = re.findall(r"^(?:from liverdis\S* import .*|import liverdis.*)$", "\n".join(blocks), re.M)
+exec("\n".join(imports))
+
+command = Path(sys.executable).with_name("liverdis")
+commands = sorted(set(re.findall(r"^liverdis (\w+)", readme, re.M)))
+assert commands, f"no command found in {sys.argv[1]}"
+for name in commands:  # every command that the README shows exists and explains itself
+    subprocess.run([command, name, "--help"], check=True, capture_output=True)
+assert "not a medical device" in " ".join(
+    subprocess.run([command, "--help"], check=True, capture_output=True, text=True).stdout.split()
+)
+with tempfile.TemporaryDirectory() as tmp:
+    subprocess.run([command, "reproduce", "--preset", "smoke", "--out", f"{tmp}/run"], check=True, cwd=tmp)
+    made = {p.name for p in Path(tmp, "run").iterdir()}
+    assert {"results.json", "predictions.csv", "report.html"} <= made, f"the run left only {sorted(made)}"
+
+direct = sorted({re.match(r"[\w.-]+", r)[0] for r in requires("liverdis") if "extra ==" not in r})
+print(f"Python {sys.version.split()[0]}:", ", ".join(f"{name} {version(name)}" for name in [*direct, "fastcore"]))
+print(f"{len(imports)} imports and the commands {', '.join(commands)} of the README work")
