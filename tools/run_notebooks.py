@@ -1,10 +1,11 @@
-"""Run notebooks from top to bottom in a fresh kernel, store their outputs, and mark them with a digest of what made them, so that stale ones can be told.
+"""Run notebooks from top to bottom in a fresh kernel, store their outputs, mark them with a digest of what made them.
 
     run_notebooks.py NB...     run these
     run_notebooks.py           run those whose outputs are stale
     run_notebooks.py --check   run nothing; one line for each stale notebook, exit code 1 if there is any
 
-Cells that nbdev_test skips (`#| eval: false`, `#| slow` and the like) keep what they have.
+Cells that nbdev_test skips (`#| eval: false`, `#| slow` and the like) keep what they have. Comments, docstrings and
+text cells are no part of the digest: words may change and nothing becomes stale.
 """
 
 import ast
@@ -16,6 +17,7 @@ import sys
 import time
 import tokenize
 from concurrent.futures import ProcessPoolExecutor
+from io import StringIO
 from pathlib import Path
 
 import nbformat
@@ -23,18 +25,19 @@ from execnb.nbio import mk_cell
 from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
 from nbdev.config import get_config
-from nbdev.doclinks import nbglob
 from nbdev.process import extract_directives
+
+sys.path.insert(0, str(Path(__file__).parent))
+import notebooks
 
 FLAGS = set(get_config().tst_flags.split())
 KEY = "liverdis"  # among settings.ini's allowed_metadata_keys, so nbdev_clean leaves it
-QUOTES_RESULTS = re.compile(r"""['"](\.\./)?results\b""")
-IMPORTS = re.compile(
-    r"^\s*(?:from (?:liverdis)?\.(\w+) import|import liverdis\.(\w+)|from liverdis import ([\w, ]+))", re.M
-)
+PACKAGES = "liverdis", "benchmarks"  # whose modules count for the digest
+QUOTES_RESULTS = re.compile(r"""['"](\.\./)*results\b""")
 
 
 def skipped(cell):
+    """Whether nbdev_test would not run this cell."""
     directives = extract_directives(mk_cell(cell.source), remove=False)
     return (
         directives.get("eval:", [""])[0].lower() == "false"
@@ -44,65 +47,97 @@ def skipped(cell):
 
 
 class Client(NotebookClient):
+    """Runs the cells that nbdev_test would run."""
+
     async def async_execute_cell(self, cell, cell_index, **kwargs):
         return cell if skipped(cell) else await super().async_execute_cell(cell, cell_index, **kwargs)
 
 
-def imported(source):
-    return {name.strip() for names in IMPORTS.findall(source) for name in ",".join(names).split(",") if name.strip()}
+# -- the digest --------------------------------------------------------------------------------------------------------
 
 
-def code_of(path):
-    "A module without comments and docstrings: what a change of words does not change"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    with path.open("rb") as f:
-        comments = [t.start for t in tokenize.tokenize(f.readline) if t.type == tokenize.COMMENT]
-    docs = [
-        n.body[0]
-        for n in ast.walk(ast.parse("".join(lines)))
-        if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(n) is not None
-    ]
-    for line, column in comments:
-        lines[line - 1] = lines[line - 1][:column]
+def code_of(source):
+    """Python without comments and docstrings, directives of cells kept; what is no Python stays as it is."""
+    try:
+        docs = [n.body[0] for n in ast.walk(ast.parse(source)) if _has_docstring(n)]
+        comments = [t for t in tokenize.generate_tokens(StringIO(source).readline) if t.type == tokenize.COMMENT]
+    except (SyntaxError, tokenize.TokenError):
+        return source
+    lines = source.splitlines()
+    for comment in comments:
+        row, column = comment.start
+        if not comment.string.startswith("#|"):
+            lines[row - 1] = lines[row - 1][:column]
     for doc in docs:
         lines[doc.lineno - 1 : doc.end_lineno] = [""] * (doc.end_lineno - doc.lineno + 1)
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
-def digest(nb, root):
-    "Of the code cells with their outputs, of the modules they import and those import, and of `nbs/results` where the code quotes it"
-    cells = [(c.source, c.outputs) for c in nb.cells if c.cell_type == "code"]
-    made = hashlib.sha256(json.dumps(cells, sort_keys=True).encode())
-    code, todo = {}, imported("\n".join(source for source, _ in cells))
+def _has_docstring(node):
+    holders = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    return isinstance(node, holders) and ast.get_docstring(node) is not None
+
+
+def module_file(name, root):
+    """The file of a module of ours by its full name; None if it is none, or a package without code."""
+    if name.split(".")[0] not in PACKAGES:
+        return None
+    path = root.joinpath(*name.split("."))
+    candidates = path.with_suffix(".py"), path / "__init__.py"
+    return next((p for p in candidates if p.is_file() and p.stat().st_size), None)
+
+
+def modules_used(sources, root):
+    """Code of our modules that `sources` import, and of those that these import, by file."""
+    code, todo = {}, set().union(*(notebooks.imported(notebooks.parse(s)) for s in sources))
     while todo:
-        path = root / "liverdis" / f"{todo.pop()}.py"
-        if path.exists() and path.stem not in code:
-            code[path.stem] = code_of(path)
-            todo |= imported(code[path.stem])
-    made.update(json.dumps(sorted(code.items())).encode())
-    if any(QUOTES_RESULTS.search(source) for source, _ in cells):
-        results = root / "nbs/results"
-        for path in sorted(p for p in results.rglob("*") if p.is_file()):
-            made.update(path.relative_to(results).as_posix().encode() + path.read_bytes())
+        name = todo.pop()
+        path = module_file(name, root)
+        if path and path not in code:
+            text = path.read_text(encoding="utf-8")
+            code[path] = code_of(text)
+            todo |= notebooks.imported(ast.parse(text), name if path.stem != "__init__" else f"{name}.__init__")
+    return {path.relative_to(root).as_posix(): text for path, text in code.items()}
+
+
+def files_used(sources, modules, root):
+    """Files that are read when the code runs: `nbs/results` where a cell quotes it, a package's templates."""
+    folders = [root / "nbs/results"] if any(QUOTES_RESULTS.search(s) for s in sources) else []
+    if any("templates" in text for text in modules.values()):
+        folders.append(root / "liverdis/templates")
+    return [p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
+
+
+def digest(nb, root):
+    """Of the code cells with their outputs, and of the modules and files that they use."""
+    cells = [c for c in nb.cells if c.cell_type == "code"]
+    sources = [c.source for c in cells]
+    modules = modules_used(sources, root)
+    made = hashlib.sha256(json.dumps([(code_of(c.source), c.outputs) for c in cells], sort_keys=True).encode())
+    made.update(json.dumps(sorted(modules.items())).encode())
+    for path in files_used(sources, modules, root):
+        made.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return made.hexdigest()[:16]
 
 
 def stale(nb, root):
-    "Why the stored outputs are not those of a run of this code; '' if they are"
+    """Why the stored outputs are not those of a run of this code; '' if they are."""
     errors = [o.ename for c in nb.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
     if errors:
         return f"an error is stored as output: {errors[0]}"
     marked = nb.metadata.get(KEY, {}).get("ran")
     if not marked:
         return "its outputs were not stored by `make notebooks`"
-    return (
-        ""
-        if marked == digest(nb, root)
-        else "its code, its outputs, a module or a result it uses changed since it was run"
-    )
+    if marked != digest(nb, root):
+        return "its code, its outputs, a module or a result it uses changed since it was run"
+    return ""
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
 
 
 def run(path, root):
+    """Run one notebook in its folder and store it, marked."""
     start, nb = time.time(), nbformat.read(path, as_version=4)
     Client(nb, timeout=None, record_timing=False, resources={"metadata": {"path": str(path.parent)}}).execute()
     nbformat.write(nb, path)
@@ -113,19 +148,31 @@ def run(path, root):
     print(f"{path.relative_to(root)}: {time.time() - start:.0f} s", flush=True)
 
 
-def main(args):
-    root = get_config().config_path.resolve()
-    found = {
-        path: stale(nbformat.read(path, as_version=4), root)
-        for path in sorted(Path(p).resolve() for p in nbglob(get_config().nbs_path))
-    }
-    if args == ["--check"]:
-        lines = [f"{path.relative_to(root)}: {why}" for path, why in found.items() if why]
-        return "\n".join([*lines, "run `make notebooks`, look, commit"]) if lines else 0
-    todo = [Path(a).resolve() for a in args] or [p for p, why in found.items() if why]
+def run_all(paths, root):
+    """Run notebooks side by side; returns a line for each that failed."""
+    failed = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        failed = [(p, e) for p, job in [(p, pool.submit(run, p, root)) for p in todo] if (e := job.exception())]
-    return "\n".join(f"{p.relative_to(root)}: {e}" for p, e in failed) or 0
+        jobs = [(path, pool.submit(run, path, root)) for path in paths]
+        for path, job in jobs:
+            if error := job.exception():
+                failed.append(f"{path.relative_to(root)}: {error}")
+    return failed
+
+
+def main(args):
+    """The command line, see the top; returns what sys.exit takes."""
+    root = get_config().config_path.resolve()
+    if args and args != ["--check"]:
+        return "\n".join(run_all([Path(a).resolve() for a in args], root)) or 0
+    found = notebooks.find(root)
+    reasons = {
+        found[n].path: stale(nbformat.read(found[n].path, as_version=4), root) for n in notebooks.in_order(found)
+    }
+    reasons = {path: why for path, why in reasons.items() if why}
+    if args == ["--check"]:
+        lines = [f"{path.relative_to(root)}: {why}" for path, why in reasons.items()]
+        return "\n".join([*lines, "run `make notebooks`, look, commit"]) if lines else 0
+    return "\n".join(run_all(reasons, root)) or 0
 
 
 if __name__ == "__main__":
