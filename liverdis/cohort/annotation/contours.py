@@ -87,13 +87,13 @@ def _points(contour, path):
 def _contour_rank(contour, points, stack, foreign, path):
     "Rank of the slice of a contour, or None; and whether it was found by its place"
     for image in contour.get('ContourImageSequence', []):
-        if (rank := stack.named(image)) is not None:
+        if (rank := stack.rank_of(image)) is not None:
             return rank, False
     if foreign:
         raise InputError(
             f"{path}: was drawn on another image than {stack.slices[0].path}; give the RTSTRUCT of this series"
         )
-    return stack.at(points.mean(0), stack.step / 2 + 1e-3), True
+    return stack.rank_at(points.mean(0), stack.step_mm / 2 + 1e-3), True
 
 
 def _contoured(key, name, contours, stack, foreign, path):
@@ -109,11 +109,11 @@ def _contoured(key, name, contours, stack, foreign, path):
             counts['contours lie on no slice'] += 1
             continue
         row, col, off = stack.slices[rank].to_pixels(points).T
-        if abs(off.mean()) > max(stack.step, stack.slices[rank].thickness_mm or 0) / 2 + 1e-3:
+        if abs(off.mean()) > max(stack.step_mm, stack.slices[rank].thickness_mm or 0) / 2 + 1e-3:
             raise InputError(
                 f"{path}: a contour of {name} lies {abs(off.mean()):.1f} mm off the slice {stack.slices[rank].where} that it names; save it in the geometry of the CT"
             )
-        if np.ptp(off) > stack.step:
+        if np.ptp(off) > stack.step_mm:
             counts['contours across the slices left out'] += 1
             continue
         counts['contours matched by position'] += by_place

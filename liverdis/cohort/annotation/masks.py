@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from liverdis.cohort.annotation.structures import (
-    NEAR_MM,
-    RESAMPLED,
+    SAME_PLACE_MM,
+    RESAMPLED_NOTE,
     Structure,
     check_shape,
     resample_onto,
@@ -68,7 +68,7 @@ def read_dicom_mask(paths, stack, keys, headers=()):
                 f"{path}: holds {len(np.unique(image))} different values, so it is an image and not a mask; give the mask's file"
             )
         rank = (
-            stack.at(position, NEAR_MM)
+            stack.rank_at(position, SAME_PLACE_MM)
             if stack.placed and position
             else 0
             if len(paths) == len(stack.slices) == 1
@@ -76,7 +76,7 @@ def read_dicom_mask(paths, stack, keys, headers=()):
         )
         if (
             rank is not None
-            and _same(position, stack.slices[rank].position_mm, NEAR_MM)
+            and _same(position, stack.slices[rank].position_mm, SAME_PLACE_MM)
             and _same(orientation, stack.slices[rank].orientation, 1e-3)
         ):
             if not top:
@@ -86,7 +86,7 @@ def read_dicom_mask(paths, stack, keys, headers=()):
                 raise InputError(f"{path}: lies where another mask of its folder does; keep one structure in a folder")
             masks[rank] = mask
         elif len(paths) == 1 or top:
-            turned = rank is not None and _same(position, stack.slices[rank].position_mm, NEAR_MM)
+            turned = rank is not None and _same(position, stack.slices[rank].position_mm, SAME_PLACE_MM)
             at = (
                 "is turned"
                 if turned
@@ -238,5 +238,5 @@ def read_nifti_mask(paths, stack, keys):
             raise InputError(
                 f"{path}: lies elsewhere than the slices at {stack.slices[0].where}; give the mask of this series, or correct its affine"
             )
-        found.append(Structure(key, name, masks, (RESAMPLED,) * resampled))
+        found.append(Structure(key, name, masks, (RESAMPLED_NOTE,) * resampled))
     return found

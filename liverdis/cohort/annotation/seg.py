@@ -14,8 +14,8 @@ from pydicom.pixels import iter_pixels
 from pydicom.tag import Tag
 
 from liverdis.cohort.annotation.structures import (
-    NEAR_MM,
-    RESAMPLED,
+    SAME_PLACE_MM,
+    RESAMPLED_NOTE,
     Structure,
     check_shape,
     resample_onto,
@@ -81,11 +81,11 @@ def _mentions(group, s):
 
 def _frame_rank(group, position_mm, same_space, stack, path):
     "Rank of the slice that a frame was drawn on, or None"
-    here = stack.at(position_mm, NEAR_MM)
+    here = stack.rank_at(position_mm, SAME_PLACE_MM)
     if here is not None and _mentions(group, stack.slices[here]):
         return here
     names = [s for d in group.get('DerivationImageSequence', []) for s in d.get('SourceImageSequence', [])]
-    ranks = {rank for s in names if (rank := stack.named(s)) is not None}
+    ranks = {rank for s in names if (rank := stack.rank_of(s)) is not None}
     if position_mm is None or not stack.placed:
         return ranks.pop() if len(ranks) == 1 else None
     if len(ranks) == 1 and here not in ranks:
@@ -187,4 +187,4 @@ def _seg_structure(key, name, planes, stack, path, notes):
     ):
         planes = sorted(planes, key=lambda p: p[0].normal_position_mm)
         masks, resampled, _ = resample_onto(stack, [p[0] for p in planes], lambda k: planes[k][2], path)
-    return Structure(key, name, dict(sorted(masks.items())), notes + (RESAMPLED,) * resampled)
+    return Structure(key, name, dict(sorted(masks.items())), notes + (RESAMPLED_NOTE,) * resampled)

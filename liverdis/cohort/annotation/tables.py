@@ -103,7 +103,7 @@ def _ranks(df, stack, path):
         raise InputError(f"{path}: holds z_mm, and the CT has no position to compare with; name the image")
     far = None if z is None else np.abs(z[:, None] - [s.position_mm[2] for s in stack.slices])
     if 'image' not in df:
-        return np.where(far.min(1) <= stack.step / 2 + 1e-3, far.argmin(1), -1)
+        return np.where(far.min(1) <= stack.step_mm / 2 + 1e-3, far.argmin(1), -1)
     named = {
         n: stack.by_name.get(n.replace('\\', '/')) or stack.by_name.get(Path(n).name, []) for n in df.image.unique()
     }
