@@ -7,101 +7,166 @@ __all__ = ['list_dicom_mask', 'read_dicom_mask', 'list_png', 'read_png', 'list_n
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #afb2559b
 import re
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pydicom
 from PIL import Image
 
 from liverdis.cohort.annotation.structures import (
-    SAME_PLACE_MM,
     RESAMPLED_NOTE,
+    SAME_PLACE_MM,
+    SliceStack,
     Structure,
     check_shape,
     resample_onto,
     select_structures,
 )
-from ..ct import is_nifti, nifti_headers, nifti_stem, nifti_volume, open_nifti, read_dicom, read_pixels
+from liverdis.cohort.ct import (
+    SliceHeader,
+    is_nifti,
+    nifti_headers,
+    nifti_stem,
+    nifti_volume,
+    open_nifti,
+    read_dicom,
+    read_pixels,
+)
 from ...core import InputError, brief
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #290bd5fd
-def _stored(ds, path):
-    "Stored values; plain 8-bit pixels without the detour over a decoder"
-    plain = (
+def _is_plain(ds: pydicom.Dataset) -> bool:
+    "Whether the pixels are uncompressed, one byte each, of one frame"
+    return (
         ds.get('BitsAllocated') == 8
         and ds.get('NumberOfFrames', 1) == 1
         and ds.get('SamplesPerPixel', 1) == 1
         and not ds.file_meta.TransferSyntaxUID.is_compressed
+        and len(ds.get('PixelData', b'')) >= ds.Rows * ds.Columns
     )
-    if plain and len(ds.get('PixelData', b'')) >= ds.Rows * ds.Columns:
+
+
+def _stored_values(ds: pydicom.Dataset, path: Path) -> np.ndarray:
+    if _is_plain(ds):
         return np.frombuffer(ds.PixelData, np.uint8, ds.Rows * ds.Columns).reshape(ds.Rows, ds.Columns)
     return read_pixels(ds, path)
 
+# %% ../../../nbs/cohort/annotation/masks.ipynb #95171843
+@dataclass(frozen=True, eq=False)
+class _MaskFile:
+    "One file of a mask folder"
 
-def list_dicom_mask(paths):
+    path: Path
+    stored: np.ndarray  # (H,W); may change when the next file is read
+    position_mm: Sequence[float] | None  # of the first pixel, as in `SliceHeader`
+    orientation: Sequence[float] | None
+
+
+def _mask_files(
+    paths: Sequence[Path],
+    headers: Sequence[SliceHeader | None],  # of the files, or ()
+) -> Iterator[_MaskFile]:
+    buffers: dict[tuple, np.ndarray] = {}  # by shape
+    for path, header in zip_longest(paths, headers):
+        if header is not None and header.offset is not None:
+            stored = buffers.setdefault(header.shape, np.empty(header.shape, np.uint8))
+            with open(path, 'rb') as f:
+                f.seek(header.offset)
+                f.readinto(stored.data)
+            yield _MaskFile(path, stored, header.position_mm, header.orientation)
+        else:
+            ds = read_dicom(path)
+            place = ds.get('ImagePositionPatient'), ds.get('ImageOrientationPatient')
+            yield _MaskFile(path, _stored_values(ds, path), *place)
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #dcc4b092
+def _require_binary(file: _MaskFile) -> None:
+    "`InputError` if the file holds more than one value besides 0"
+    top = file.stored.max()
+    if top and np.count_nonzero(file.stored == top) != np.count_nonzero(file.stored):
+        n = len(np.unique(file.stored))
+        raise InputError(
+            f"{file.path}: holds {n} different values, so it is an image and not a mask; give the mask's file"
+        )
+
+
+def _agree(a: Sequence[float] | None, b: Sequence[float] | None, atol: float) -> bool:
+    "Whether two positions or orientations are the same, or one is not given"
+    return not a or not b or tuple(a) == tuple(b) or np.allclose(np.asarray(a, float), np.asarray(b, float), atol=atol)
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #5f59c9bd
+def _rank_of_file(
+    file: _MaskFile,
+    stack: SliceStack,
+    n_files: int,  # in the folder
+) -> int | None:
+    "Rank of the slice whose plane a mask file lies on"
+    if stack.placed and file.position_mm:
+        return stack.rank_at(file.position_mm, SAME_PLACE_MM)
+    return 0 if n_files == len(stack.slices) == 1 else None
+
+
+def _fits(file: _MaskFile, s: SliceHeader) -> bool:
+    "Whether a mask file lies on a slice, pixel on pixel"
+    here = _agree(file.position_mm, s.position_mm, SAME_PLACE_MM)
+    return here and _agree(file.orientation, s.orientation, 1e-3)
+
+
+def _misplaced(file: _MaskFile, stack: SliceStack, rank: int | None) -> InputError:
+    "The error for a mask file that lies on no slice"
+    s = stack.slices[0] if rank is None else stack.slices[rank]
+    if rank is not None and _agree(file.position_mm, s.position_mm, SAME_PLACE_MM):
+        found = f'is turned against the slice {s.where}'
+    elif not file.position_mm:
+        found = 'has no position to find its slice by'
+    elif rank is not None or len(stack.slices) == 1:
+        found = f'lies at {tuple(map(float, file.position_mm))} mm and the slice {s.where} at {s.position_mm}'
+    else:
+        found = f'lies at {tuple(map(float, file.position_mm))} mm, where the series has no slice'
+    return InputError(f"{file.path}: {found}; pair files of one position")
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #503348f8
+def list_dicom_mask(
+    paths: Sequence[str | Path],  # all files of one mask folder
+) -> list[tuple[str, str]]:  # (key, name)
+    "The one structure of a mask folder, named as the folder is."
     return [('', Path(paths[0]).parent.name)]
 
 
-def _mask_file(path, header, buffers):
-    "Stored values, position and orientation of a mask file, by the shortest way; `buffers` keeps memory for the next"
-    if header is not None and header.offset is not None:
-        image = buffers.setdefault(header.shape, np.empty(header.shape, np.uint8))
-        with open(path, 'rb') as f:
-            f.seek(header.offset)
-            f.readinto(image)
-        return image, header.position_mm, header.orientation
-    ds = read_dicom(path)
-    return _stored(ds, path), ds.get('ImagePositionPatient'), ds.get('ImageOrientationPatient')
-
-
-def _same(a, b, atol):
-    return not a or not b or tuple(a) == tuple(b) or np.allclose(np.asarray(a, float), np.asarray(b, float), atol=atol)
-
-
-def read_dicom_mask(paths, stack, keys, headers=()):
-    masks, buffers = {}, {}
-    for path, header in zip(paths, headers or [None] * len(paths)):
-        image, position, orientation = _mask_file(path, header, buffers)
-        top = image.max()
-        if top and np.count_nonzero(image == top) != np.count_nonzero(image):
-            raise InputError(
-                f"{path}: holds {len(np.unique(image))} different values, so it is an image and not a mask; give the mask's file"
-            )
-        rank = (
-            stack.rank_at(position, SAME_PLACE_MM)
-            if stack.placed and position
-            else 0
-            if len(paths) == len(stack.slices) == 1
-            else None
-        )
-        if (
-            rank is not None
-            and _same(position, stack.slices[rank].position_mm, SAME_PLACE_MM)
-            and _same(orientation, stack.slices[rank].orientation, 1e-3)
-        ):
-            if not top:
+def read_dicom_mask(
+    paths: Sequence[str | Path],  # all files of one mask folder
+    stack: SliceStack,  # the series
+    keys: Iterable[str] | None = None,  # not used: a folder holds one structure
+    headers: Sequence[SliceHeader] = (),  # of the files, if `scan` has read them
+) -> list[Structure]:
+    "Read a mask folder; `InputError` if a file is not a mask, or lies on no slice."
+    masks: dict[int, np.ndarray] = {}
+    for file in _mask_files([Path(p) for p in paths], headers):
+        _require_binary(file)
+        empty = not file.stored.max()
+        rank = _rank_of_file(file, stack, len(paths))
+        if rank is None or not _fits(file, stack.slices[rank]):
+            if empty and len(paths) > 1:
                 continue
-            mask = check_shape(image > 0, stack.slices[rank], path)
+            raise _misplaced(file, stack, rank)
+        if not empty:
+            mask = check_shape(file.stored > 0, stack.slices[rank], file.path)
             if rank in masks and (mask != masks[rank]).any():
-                raise InputError(f"{path}: lies where another mask of its folder does; keep one structure in a folder")
+                raise InputError(
+                    f"{file.path}: lies where another mask of its folder does; keep one structure in a folder"
+                )
             masks[rank] = mask
-        elif len(paths) == 1 or top:
-            turned = rank is not None and _same(position, stack.slices[rank].position_mm, SAME_PLACE_MM)
-            at = (
-                "is turned"
-                if turned
-                else f"lies at {tuple(map(float, position))} mm"
-                if position
-                else "has no position"
-            )
-            raise InputError(
-                f"{path}: {at} and {f'the slice {stack.slices[0].where} at {stack.slices[0].position_mm}' if len(stack.slices) == 1 else 'no slice of the series does'}; pair files of one position"
-            )
-    return [Structure('', list_dicom_mask(paths)[0][1], dict(sorted(masks.items())))]
+    name = list_dicom_mask(paths)[0][1]
+    return [Structure('', name, dict(sorted(masks.items())))]
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #9b2a20fc
-def _picture(path):
-    "The grey values of a PNG, or in colour and palette 255 where a channel is above 0"
+def _picture(path: str | Path) -> np.ndarray:
+    "The grey values of a PNG, (H,W); of a colour or palette PNG 255 where a channel is above 0"
     try:
         with Image.open(path, formats=['PNG']) as picture:
             image, bands = np.asarray(picture), picture.getbands()
@@ -109,95 +174,150 @@ def _picture(path):
         raise InputError(
             f"{path}: cannot be read as PNG ({brief(e)}); give a PNG file (JPEG would blur the mask)"
         ) from e
-    return image if image.ndim == 2 else np.uint8(255 * (image[..., [b != 'A' for b in bands]] > 0).any(-1))
+    if image.ndim == 2:
+        return image
+    colours = image[..., [b != 'A' for b in bands]]
+    return np.where((colours > 0).any(-1), 255, 0).astype(np.uint8)
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #0561b14b
 @lru_cache(maxsize=1)
-def _cached_pictures(paths, changed):
-    return [_picture(p) for p in paths]  # listed, then read
+def _cached_pictures(paths: tuple, changed: tuple) -> list[np.ndarray]:
+    return [_picture(p) for p in paths]
 
 
-def _pictures(paths):
-    return _cached_pictures(tuple(paths), tuple(Path(p).stat().st_mtime_ns if Path(p).exists() else 0 for p in paths))
+def _pictures(paths: Sequence[str | Path]) -> list[np.ndarray]:
+    changed = [Path(p).stat().st_mtime_ns if Path(p).exists() else 0 for p in paths]
+    return _cached_pictures(tuple(paths), tuple(changed))
 
 
-def _number(path):
-    return int(m[1]) if (m := re.search(r'(\d+)\D*$', Path(path).stem)) else None
+def _values(image: np.ndarray) -> set[int]:  # of whole numbers from 0
+    return {int(v) for v in np.flatnonzero(np.bincount(image))}
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #f408acb9
+class _Labels(NamedTuple):
+    "What a label map or a folder of pictures holds"
+
+    stem: str  # its name
+    values: list[int]  # all but 0, ascending
+
+    def by_value(self) -> dict[str, str]:
+        return {str(v): f'{self.stem}:{v}' for v in self.values}
+
+    def listed(self) -> dict[str, str]:
+        "Key -> name: one structure, or one for each value"
+        return {'': self.stem} if len(self.values) < 2 else self.by_value()
+
+    def selected(self, path: str | Path, keys: Iterable[str] | None) -> dict[str, str]:
+        "Key -> name of those asked for; `InputError` if one is not there"
+        if keys is None:
+            return self.listed()
+        return select_structures(path, 'value', {'': self.stem} | self.by_value(), keys)
 
 
-def _named(stem, values):
-    "One structure, or one for each value; by key"
-    return {'': stem} if len(values) < 2 else {str(v): f'{stem}:{v}' for v in values}
+def _mask_of(image: np.ndarray, key: str) -> np.ndarray:
+    return image > 0 if key == '' else image == int(key)
 
-
-def _asked(path, stem, values, keys):
-    "As `_named`, or those asked for: '' is all that is not 0, and a value may be asked for also where it is the only one"
-    return (
-        _named(stem, values)
-        if keys is None
-        else select_structures(path, 'value', {'': stem} | {str(v): f'{stem}:{v}' for v in values}, keys)
-    )
-
-
-def _greys(paths):
-    "Common stem and grey values but 0 of the pictures of one structure"
-    stem = re.sub(r'[\W_]*\d+$', '', Path(paths[0]).stem) or Path(paths[0]).parent.name
-    values = sorted(set().union(*(map(int, np.flatnonzero(np.bincount(np.ravel(p)))) for p in _pictures(paths))) - {0})
+# %% ../../../nbs/cohort/annotation/masks.ipynb #234fd8fe
+def _picture_labels(paths: Sequence[str | Path]) -> _Labels:
+    "Common stem and grey values of the pictures of one structure"
+    first = Path(paths[0])
+    stem = re.sub(r'[\W_]*\d+$', '', first.stem) or first.parent.name
+    values = set().union(*(_values(np.ravel(p)) for p in _pictures(paths))) - {0}
     if len(values) > 20:
         raise InputError(
-            f"{paths[0]}: and the like hold {len(values)} grey values, so they are images and not masks; give the masks"
+            f"{first}: this and its neighbours hold {len(values)} grey values, so they are images and not masks; "
+            "give the masks"
         )
-    return stem, values
+    return _Labels(stem, sorted(values))
 
 
-def list_png(paths):
-    return list(_named(*_greys(paths)).items())
+def list_png(
+    paths: Sequence[str | Path],  # one picture, or the pictures of a folder
+) -> list[tuple[str, str]]:  # (key, name)
+    "The structures in pictures: one, or one for each grey value."
+    return list(_picture_labels(paths).listed().items())
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #518e9dad
+def _numbers(paths: Sequence[str | Path]) -> list[int]:
+    "The last number in each file name; `InputError` unless each has its own"
+    found = [re.search(r'(\d+)\D*$', Path(p).stem) for p in paths]
+    numbers = [int(m[1]) for m in found if m]
+    if len(set(numbers)) < len(paths):
+        raise InputError(
+            f"{paths[0]}: this and its neighbours are not numbered, so their slices are unknown; "
+            "number them as the slices are"
+        )
+    return numbers
 
 
-def _pairs(paths, stack):
-    "Rank of the slice of each picture, and a note on what had to be supposed"
+def _instances(stack: SliceStack, where: str | Path) -> list[int]:
+    "InstanceNumber of each slice; `InputError` unless each has its own"
+    found = [s.instance if s.frame is None else s.frame + 1 for s in stack.slices]
+    instances = [i for i in found if i is not None]
+    if len(set(instances)) < len(stack.slices):
+        raise InputError(
+            f"{where}: the slices at {stack.slices[0].path.parent} have no InstanceNumber to pair pictures with; "
+            "use another kind of mask"
+        )
+    return instances
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #1a569ef9
+class _Pairing(NamedTuple):
+    "The slices of pictures"
+
+    ranks: list[int]  # of the slice of each picture
+    notes: tuple[str, ...] = ()  # what had to be assumed
+
+
+def _pair_by_number(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
+    "Rules 2 and 3; `InputError` if neither holds"
+    numbers, instances = _numbers(paths), _instances(stack, paths[0])
+    missing = set(numbers) - set(instances)
+    if not missing:
+        assumed = ('pictures paired with slices by InstanceNumber',) if len(numbers) < len(instances) else ()
+        return _Pairing([instances.index(n) for n in numbers], assumed)
+    if len(paths) != len(instances):
+        raise InputError(
+            f"{paths[0]}: {len(paths)} pictures for {len(instances)} slices, and no slice has the InstanceNumber "
+            f"{min(missing)}; give one picture a slice, or number them by InstanceNumber"
+        )
+    in_order = sorted(range(len(instances)), key=instances.__getitem__)
+    rank_of = dict(zip(sorted(numbers), in_order))
+    return _Pairing([rank_of[n] for n in numbers], ('pictures paired with slices in the order of their numbers',))
+
+
+def _pair(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
+    "The slices of pictures, by the first rule that holds"
     if len(paths) == len(stack.slices) == 1:
-        return [0], ()
-    names = [stack.by_name.get(Path(p).stem, []) for p in paths]
-    if all(len(n) == 1 for n in names):
-        return [n[0] for n in names], ()
-    instances = [s.instance if s.frame is None else s.frame + 1 for s in stack.slices]
-    numbers = [_number(p) for p in paths]
-    if None in numbers or len(set(numbers)) < len(numbers):
-        raise InputError(
-            f"{paths[0]}: and the like are not numbered, so their slices are unknown; number them as the slices are"
-        )
-    if None in instances or len(set(instances)) < len(instances):
-        raise InputError(
-            f"{paths[0]}: the slices at {stack.slices[0].path.parent} have no InstanceNumber to pair pictures with; use another kind of mask"
-        )
-    if missing := set(numbers) - set(instances):
-        if len(paths) != len(instances):
-            raise InputError(
-                f"{paths[0]}: {len(paths)} pictures for {len(instances)} slices, and none has the InstanceNumber {min(missing)}; give one picture a slice, or number them by InstanceNumber"
-            )
-        rank = dict(zip(sorted(numbers), sorted(range(len(instances)), key=instances.__getitem__)))
-        return [rank[n] for n in numbers], ('pictures paired with slices in the order of their numbers',)
-    return [instances.index(n) for n in numbers], ('pictures paired with slices by InstanceNumber',) * (
-        len(numbers) < len(instances)
-    )
+        return _Pairing([0])
+    named = [stack.by_name.get(Path(p).stem, []) for p in paths]
+    if all(len(ranks) == 1 for ranks in named):
+        return _Pairing([ranks[0] for ranks in named])
+    return _pair_by_number(paths, stack)
 
-
-def read_png(paths, stack, keys):
-    (ranks, notes), found = _pairs(paths, stack), []
-    for key, name in _asked(paths[0], *_greys(paths), keys).items():
+# %% ../../../nbs/cohort/annotation/masks.ipynb #bac91550
+def read_png(
+    paths: Sequence[str | Path],  # one picture, or the pictures of a folder
+    stack: SliceStack,  # the series
+    keys: Iterable[str] | None = None,  # grey values, '' for all that is not 0; None for all structures
+) -> list[Structure]:
+    "Read pictures; `InputError` if they are no masks, or their slices are uncertain."
+    ranks, notes = _pair(paths, stack)
+    found = []
+    for key, name in _picture_labels(paths).selected(paths[0], keys).items():
         masks = {}
         for path, image, rank in zip(paths, _pictures(paths), ranks):
-            mask = image > 0 if key == '' else image == int(key)
+            mask = _mask_of(image, key)
             if mask.any() or len(paths) == 1:
                 masks[rank] = check_shape(mask, stack.slices[rank], path)
-        found.append(Structure(key, name, {rank: m for rank, m in sorted(masks.items()) if m.any()}, notes))
+        drawn = {rank: mask for rank, mask in sorted(masks.items()) if mask.any()}
+        found.append(Structure(key, name, drawn, notes))
     return found
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #80daeda9
-def _labels(path):
-    "The values of a NIfTI label map but 0"
-    volume = nifti_volume(Path(path))
+def _label_volume(path: Path) -> np.ndarray:  # (columns, rows, slices) of integers
+    "A NIfTI label map; `InputError` if it is an image"
+    volume = nifti_volume(path)
     if volume.dtype.kind == 'f':
         if not (volume == np.rint(volume)).all():
             raise InputError(
@@ -206,37 +326,57 @@ def _labels(path):
         volume = volume.astype(np.int32)
     if volume.min() < 0 or volume.max() > 65535:
         raise InputError(
-            f"{path}: holds values from {volume.min()} to {volume.max()}, so it is an image and no mask; give the label map"
+            f"{path}: holds values from {volume.min()} to {volume.max()}, so it is an image and no mask; "
+            "give the label map"
         )
-    planes = np.moveaxis(
-        volume, int(np.argmax(np.abs(volume.strides))), 0
-    )  # as they lie in memory, one at a time: counting takes eight bytes a voxel
-    return sorted(
-        set().union(*(map(int, np.flatnonzero(np.bincount(p.ravel(order='K').astype(np.intp)))) for p in planes)) - {0}
-    )
+    return volume
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #abf328b7
+def _nifti_labels(path: str | Path) -> _Labels:
+    volume = _label_volume(Path(path))
+    slowest = int(np.argmax(np.abs(volume.strides)))
+    planes = np.moveaxis(volume, slowest, 0)
+    values = set().union(*(_values(p.ravel(order='K').astype(np.intp)) for p in planes)) - {0}
+    return _Labels(nifti_stem(path), sorted(values))
 
 
-def list_nifti_mask(paths):
-    return list(_named(nifti_stem(paths[0]), _labels(paths[0])).items())
+def list_nifti_mask(
+    paths: Sequence[str | Path],  # one .nii or .nii.gz
+) -> list[tuple[str, str]]:  # (key, name)
+    "The structures of a NIfTI label map: one, or one for each value."
+    return list(_nifti_labels(paths[0]).listed().items())
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #f3ba1821
+def _plane(volume: np.ndarray, key: str, k: int) -> np.ndarray:  # (rows, columns) bool
+    return _mask_of(volume[:, :, k], key).T
 
 
-def read_nifti_mask(paths, stack, keys):
-    (path,) = paths
-    headers, found = nifti_headers(path), []
-    if not (stack.placed and is_nifti(stack.slices[0].path)) and not sum(
-        int(open_nifti(path).header[code]) for code in ('sform_code', 'qform_code')
-    ):
+def _require_affine(path: str | Path) -> None:
+    "`InputError` for a NIfTI file that does not say where it lies"
+    header = open_nifti(path).header
+    if not (int(header['sform_code']) or int(header['qform_code'])):
         raise InputError(
             f"{path}: does not say where it lies (sform and qform codes are 0); save it with the affine of the CT"
         )
-    for key, name in _asked(path, nifti_stem(path), _labels(path), keys).items():
-        volume = nifti_volume(Path(path))
-        masks, resampled, met = resample_onto(
-            stack, headers, lambda k: (volume[:, :, k] > 0 if key == '' else volume[:, :, k] == int(key)).T, path
-        )
-        if not met:
+
+
+def read_nifti_mask(
+    paths: Sequence[str | Path],  # one .nii or .nii.gz
+    stack: SliceStack,  # the series
+    keys: Iterable[str] | None = None,  # label values, '' for all that is not 0; None for all structures
+) -> list[Structure]:
+    "Read a NIfTI label map; `InputError` if it is no mask, or lies elsewhere."
+    (path,) = paths
+    headers = nifti_headers(path)
+    if not (stack.placed and is_nifti(stack.slices[0].path)):  # the CT may be a NIfTI without an affine, too
+        _require_affine(path)
+    found = []
+    for key, name in _nifti_labels(path).selected(path, keys).items():
+        here = resample_onto(stack, headers, partial(_plane, nifti_volume(Path(path)), key), path)
+        if not here.overlaps:
             raise InputError(
-                f"{path}: lies elsewhere than the slices at {stack.slices[0].where}; give the mask of this series, or correct its affine"
+                f"{path}: lies elsewhere than the slices at {stack.slices[0].where}; give the mask of this series, "
+                "or correct its affine"
             )
-        found.append(Structure(key, name, masks, (RESAMPLED_NOTE,) * resampled))
+        found.append(Structure(key, name, here.masks, (RESAMPLED_NOTE,) if here.resampled else ()))
     return found
