@@ -19,65 +19,85 @@ from ..core import InputError
 # %% ../../nbs/cohort/cases.ipynb #67048287
 @dataclass(frozen=True, eq=False)
 class LesionMask:
-    "One lesion: a block of voxels and where it lies in the series"
+    "One lesion: a block of voxels and where it lies in the series."
 
     voxels: np.ndarray  # (slices, rows, columns) bool
     first: int  # rank of its first slice
-    window: tuple  # slices of rows and columns
+    window: tuple[slice, slice]  # its rows and columns
 
-    def on(self, rank, shape) -> np.ndarray:
-        "Its mask on a slice of the series, (H,W)"
+    def on(
+        self,
+        rank: int,  # of the slice in the series
+        shape: tuple[int, int],  # of the slice: rows, columns
+    ) -> np.ndarray:  # (H,W) bool
+        "The lesion's mask on one slice."
         mask = np.zeros(shape, bool)
         mask[self.window] = self.voxels[rank - self.first]
         return mask
 
     @property
     def areas(self) -> np.ndarray:
-        "Pixels on each slice from the first"
+        "Pixels on each slice, beginning with the first."
         return self.voxels.sum((1, 2))
 
+# %% ../../nbs/cohort/cases.ipynb #e295379c
+def _block(
+    masks: dict[int, np.ndarray],  # rank of the slice to (H,W) bool
+) -> LesionMask:
+    "All masks as one block, as large as needed and no larger."
+    union = np.logical_or.reduce(list(masks.values()))
+    top, bottom, left, right = bounding_box(union)
+    window = slice(top, bottom + 1), slice(left, right + 1)
+    first = min(masks)
+    voxels = np.zeros((max(masks) - first + 1, *union[window].shape), bool)
+    for rank, mask in masks.items():
+        voxels[rank - first] = mask[window]
+    return LesionMask(voxels, first, window)
 
+# %% ../../nbs/cohort/cases.ipynb #cbd3bb6e
+def _part(
+    block: LesionMask,
+    component: np.ndarray,  # bool, of the part's shape
+    where: tuple[slice, slice, slice],  # of the part in the block
+) -> LesionMask:
+    "One component of a block as a lesion of its own."
+    slices, rows, cols = where
+    top, left = (s.start for s in block.window)
+    window = slice(top + rows.start, top + rows.stop), slice(left + cols.start, left + cols.stop)
+    return LesionMask(component, block.first + slices.start, window)
+
+# %% ../../nbs/cohort/cases.ipynb #d76a21cf
 def split_lesions(
-    masks: dict,  # rank of the slice to (H,W) bool, as a `Structure` has them
-) -> list:  # of `LesionMask`, from foot to head
-    "The 3-D connected components of a mask"
+    masks: dict[int, np.ndarray],  # rank of the slice to (H,W) bool, as a `Structure` has them
+) -> list[LesionMask]:  # from foot to head
+    "The 3-D connected components of a mask."
     if not masks:
         return []
-    first, union = min(masks), np.zeros_like(next(iter(masks.values())))
-    for mask in masks.values():
-        union |= mask
-    top, bottom, left, right = bounding_box(union)
-    at = slice(top, bottom + 1), slice(left, right + 1)
-    block = np.zeros((max(masks) - first + 1, bottom - top + 1, right - left + 1), bool)
-    for rank, mask in masks.items():
-        block[rank - first] = mask[at]
-    numbered, n = connected_components(block, connectivity=3, return_num=True)
+    block = _block(masks)
+    numbered, n = connected_components(block.voxels, connectivity=3, return_num=True)
     if n == 1:
-        return [LesionMask(block, first, at)]
-    return [
-        LesionMask(
-            numbered[z, r, c] == n,
-            first + z.start,
-            (slice(top + r.start, top + r.stop), slice(left + c.start, left + c.stop)),
-        )
-        for n, (z, r, c) in enumerate(ndimage.find_objects(numbered), 1)
-    ]
+        return [block]
+    found = ndimage.find_objects(numbered)
+    return [_part(block, numbered[where] == i, where) for i, where in enumerate(found, 1)]
 
-
+# %% ../../nbs/cohort/cases.ipynb #4165f290
 def case_slices(
     lesion: LesionMask,
     which: str,  # 'largest', 'all' or 'step:N'
-) -> list:  # ranks
-    "On which slices a lesion becomes a case"
-    largest, ranks = lesion.first + int(lesion.areas.argmax()), lesion.first + np.flatnonzero(lesion.areas)
+) -> list[int]:  # ranks, ascending
+    "The slices on which a lesion becomes a case."
+    largest = lesion.first + int(lesion.areas.argmax())
     if which == 'largest':
         return [largest]
     step = 1 if which == 'all' else int(which.removeprefix('step:'))
+    ranks = lesion.first + np.flatnonzero(lesion.areas)
     return [int(r) for r in ranks if (r - largest) % step == 0]
 
-
-def check_slices(which: str) -> str:
-    "`which` if `case_slices` understands it, or `InputError`"
+# %% ../../nbs/cohort/cases.ipynb #c0d38bc7
+def check_slices(
+    which: str,
+) -> str:  # the same
+    "Return `which` if `case_slices` understands it; raise `InputError` if not."
     if not re.fullmatch(r'largest|all|step:[1-9]\d*', which):
         raise InputError(f"slices {which!r}: not known; give largest, all or step:N, for example step:3")
     return which

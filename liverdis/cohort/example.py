@@ -14,55 +14,71 @@ from scipy import ndimage
 from .ct import write_slice
 
 # %% ../../nbs/cohort/example.ipynb #32a30c18
+def _anatomy(
+    k: int,  # slice, from 0 at the foot
+    n: int,  # slices
+    size: int,  # rows and columns
+    lesions: tuple | list,  # of (slice, row, column, radius)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # body, liver and growths, (H,W) bool
+    "The shapes on one slice."
+    (y, x), c = np.mgrid[:size, :size], size / 160
+    body = ((y - 80 * c) / (66 * c)) ** 2 + ((x - 80 * c) / (76 * c)) ** 2 < 1
+    height = ((k - n / 2) / (0.56 * n)) ** 2
+    liver = ((y - 76 * c) / (44 * c)) ** 2 + ((x - 62 * c) / (48 * c)) ** 2 < 1 - height
+    growths = np.zeros_like(liver)
+    for at, row, col, radius in lesions:
+        growths |= (y - row) ** 2 + (x - col) ** 2 + (2 * (k - at)) ** 2 < radius**2
+    return body, liver, growths
+
+# %% ../../nbs/cohort/example.ipynb #226e27f7
+def _scan(
+    body: np.ndarray,  # (H,W) bool
+    liver: np.ndarray,  # (H,W) bool
+    growths: np.ndarray,  # (H,W) bool
+    rng: np.random.Generator,
+) -> np.ndarray:  # (H,W) HU
+    "One slice in Hounsfield units, with noise."
+    clean = np.select([growths, liver, body], [60, 110, -40], -1000)
+    return ndimage.gaussian_filter(clean + rng.normal(0, 40, body.shape), 0.8)
+
+# %% ../../nbs/cohort/example.ipynb #a1800057
+def _header(
+    seed: int,
+    series: int,  # 1 for the CT, 2 and 3 for the masks
+    k: int,  # slice, from 0 at the foot
+    n: int,  # slices
+) -> dict:
+    "The DICOM attributes of one slice."
+    return dict(
+        PatientBirthDate='19570713',
+        InstanceNumber=n - k,  # from head to foot
+        RescaleIntercept=-1000 if series == 1 else 0,
+        SeriesDescription='Abdomen portal venous',
+        StudyInstanceUID=f'1.2.{seed}.0',
+        SeriesInstanceUID=f'1.2.{seed}.{series}',
+        SOPInstanceUID=f'1.2.{seed}.{series}.{k}',
+        FrameOfReferenceUID=f'1.2.{seed}.9',
+    )
+
+# %% ../../nbs/cohort/example.ipynb #962545d0
 def write_example(
-    folder,  # of one patient; made if missing
-    name: str,
-    patient_id: str,
+    folder: str | Path,  # of one patient; made if missing
+    name: str,  # PatientName
+    patient_id: str,  # PatientID
     seed: int,  # of the noise; also makes the UIDs
-    lesions=(),  # (slice, row, column, radius) of growths in pixels; a slice is two pixels high
-    n=16,  # slices
-    size=160,  # rows and columns
-):
-    "CT slices and mask folders of one made-up patient with a liver, laid out as in 3D-IRCADb"
-    rng, (y, x), c = np.random.default_rng(seed), np.mgrid[:size, :size], size / 160
+    lesions: tuple | list = (),  # (slice, row, column, radius) of growths in pixels; a slice is two pixels high
+    n: int = 16,  # slices
+    size: int = 160,  # rows and columns
+) -> None:
+    "Write CT slices and mask folders of one made-up patient with a liver, laid out as in 3D-IRCADb."
+    rng = np.random.default_rng(seed)
     for k in range(n):
-        body, liver = (
-            ((y - 80 * c) / (66 * c)) ** 2 + ((x - 80 * c) / (76 * c)) ** 2 < 1,
-            ((y - 76 * c) / (44 * c)) ** 2 + ((x - 62 * c) / (48 * c)) ** 2 < 1 - ((k - n / 2) / (0.56 * n)) ** 2,
-        )
-        growth = np.logical_or.reduce(
-            [
-                np.zeros_like(liver),
-                *(
-                    (y - row) ** 2 + (x - col) ** 2 + (2 * (k - at)) ** 2 < radius**2
-                    for at, row, col, radius in lesions
-                ),
-            ]
-        )
-        hu = ndimage.gaussian_filter(
-            np.select([growth, liver, body], [60, 110, -40], -1000) + rng.normal(0, 40, body.shape), 0.8
-        )
-        for n_series, (path, values) in enumerate(
-            {'PATIENT_DICOM': hu, 'MASKS_DICOM/liver': 255 * liver, 'MASKS_DICOM/livertumor': 255 * growth}.items(), 1
-        ):
-            if n_series == 3 and not lesions:
-                continue
+        body, liver, growths = _anatomy(k, n, size, lesions)
+        series = {'PATIENT_DICOM': _scan(body, liver, growths, rng), 'MASKS_DICOM/liver': 255 * liver}
+        if lesions:
+            series['MASKS_DICOM/livertumor'] = 255 * growths
+        for number, (path, values) in enumerate(series.items(), 1):
             file = Path(folder) / path / f'image_{n - k}'
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_slice(
-                file,
-                values,
-                (0.9, 0.9),
-                (-70, -70, 4.0 * k),
-                PatientName=name,
-                PatientID=patient_id,
-                PatientBirthDate='19570713',
-                InstanceNumber=n - k,
-                RescaleIntercept=-1000 if n_series == 1 else 0,
-                SeriesDescription='Abdomen portal venous',
-                **{
-                    f'{what}InstanceUID': f'1.2.{seed}.{i}'
-                    for what, i in (('Study', 0), ('Series', n_series), ('SOP', f'{n_series}.{k}'))
-                },
-                FrameOfReferenceUID=f'1.2.{seed}.9',
-            )
+            names = dict(PatientName=name, PatientID=patient_id)
+            write_slice(file, values, (0.9, 0.9), (-70, -70, 4.0 * k), **names, **_header(seed, number, k, n))

@@ -9,39 +9,49 @@ __all__ = ['LABELS', 'LabelRules', 'load_labels']
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pandas as pd
 
 from ..core import CLASSES, InputError, brief
 
-# %% ../../nbs/cohort/labels.ipynb #82172216
+# %% ../../nbs/cohort/labels.ipynb #f8269b8d
 LABELS = (*CLASSES, 'liver', 'avoid', 'ignore')
+
+# %% ../../nbs/cohort/labels.ipynb #d4056a4d
+def _fits(
+    names: tuple[str, ...],
+    pattern: str,
+) -> bool:
+    "Whether any of the names matches a pattern, whatever its case."
+    return any(fnmatch(n.casefold(), pattern.casefold()) for n in names)
+
+# %% ../../nbs/cohort/labels.ipynb #82172216
 _LIVER = re.compile(r'(the )?liver([ _.-]*(gt|mask|seg|segmentation|label|organ|whole))*(:\d+)?', re.I)
 
 
 @dataclass(frozen=True)
 class LabelRules:
-    "What structures are called and what they are"
+    "What structures are; of several rules that fit, the last one decides."
 
-    rules: tuple = ()  # of (name pattern, label, patient pattern)
+    rules: tuple[tuple[str, str, str], ...] = ()  # of (name pattern, label, patient pattern)
 
     def of(
         self,
-        names: tuple,  # of the structure, from general to special: ('livertumor', 'livertumor#2')
-        patients: tuple,  # what the patient may be called by
-    ) -> str:  # a word of `LABELS`, or None
-        "The label of a structure, or None if nobody said"
-        fits = lambda texts, pattern: any(fnmatch(t.casefold(), pattern.casefold()) for t in texts)
+        names: tuple[str, ...],  # of the structure, from general to special: ('livertumor', 'livertumor#2')
+        patients: tuple[str, ...],  # what the patient may be called
+    ) -> str | None:  # a word of `LABELS`
+        "The label of a structure, or None if no rule fits."
         for name, label, patient in reversed(self.rules):
-            if fits(names, name) and fits(patients, patient):
+            if _fits(names, name) and _fits(patients, patient):
                 return label
         return 'liver' if _LIVER.fullmatch(names[0]) else None
 
-
-def load_labels(
-    path,  # CSV with the columns name, label and, if wanted, patient
-) -> LabelRules:
-    "Read a labels file; `InputError` names file, line and what is wrong"
+# %% ../../nbs/cohort/labels.ipynb #e1ebf69b
+def _read_table(
+    path: str | Path,
+) -> pd.DataFrame:
+    "The table of a labels file, all text; `InputError` if it is none."
     try:
         df = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding='utf-8-sig')
     except OSError as e:
@@ -51,11 +61,18 @@ def load_labels(
     df.columns = df.columns.str.strip()
     if missing := [c for c in ('name', 'label') if c not in df]:
         raise InputError(f"{path}: has no column {' and '.join(missing)}; begin it with the line name,label")
-    for i, row in df.iterrows():
-        if row['name'].strip() == '' or row.label.strip() not in LABELS:
+    return df
+
+# %% ../../nbs/cohort/labels.ipynb #b67fa281
+def load_labels(
+    path: str | Path,  # CSV with the columns name, label and, if wanted, patient
+) -> LabelRules:
+    "Read a labels file; `InputError` names the file, the line and what is wrong."
+    df = _read_table(path).apply(lambda column: column.str.strip())
+    for i, (name, label) in enumerate(zip(df['name'], df['label']), 2):
+        if not name or label not in LABELS:
             raise InputError(
-                f"{path} line {i + 2}: found name {row['name']!r}, label {row.label!r}; give a name and one of {', '.join(LABELS)}"
+                f"{path} line {i}: found name {name!r}, label {label!r}; give a name and one of {', '.join(LABELS)}"
             )
-    return LabelRules(
-        tuple((r['name'].strip(), r.label.strip(), r.get('patient', '').strip() or '*') for _, r in df.iterrows())
-    )
+    patients = df['patient'].replace('', '*') if 'patient' in df else ['*'] * len(df)
+    return LabelRules(tuple(zip(df['name'], df['label'], patients)))
