@@ -1,11 +1,11 @@
-"""Make the pages of the site from the notebooks: nbs/ is read through nbdev's processors and written to _proc/, where Sphinx finds it.
+"""Make the pages of the site: nbs/ is read through nbdev's processors and written to _proc/ for Sphinx.
 
-What nbdev writes for Quarto is written for MyST here: `show_doc` becomes a Python directive with types and the comments of the parameters,
-a name in back-ticks becomes a link to it, a work that references.bib knows becomes a citation. Nothing is executed.
+What nbdev writes for Quarto is written for MyST here: `show_doc` becomes a Python directive with types and the comments
+of the parameters, a name in back-ticks becomes a link to it, a work that references.bib knows becomes a citation. A
+page lies where its notebook lies. Nothing is executed.
 """
 
 import ast
-import fnmatch
 import inspect
 import re
 import shutil
@@ -16,50 +16,26 @@ from pathlib import Path
 from execnb.nbio import mk_cell, read_nb, write_nb
 from fastcore.docments import docments
 from nbdev.config import get_config
-from nbdev.doclinks import NbdevLookup, nbglob
+from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor, Processor
 from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
 from pybtex.database import parse_file
 
-ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+import notebooks
+from notebooks import PACKAGE, ROOT
 
-# The one place for the order of the site: a section takes the notebooks that match its patterns, in the order of the patterns and then by name.
-# A notebook that no pattern takes stops the build. The sidebar shows a notebook's own title, or the text before <name>.
-SECTIONS = {
-    "The story": [
-        "Tables and figures, re-run <paper/reproduction>",
-        "How hard the phantom is <paper/calibration>",
-        "The printed numbers, audited <23_paper>",
-        "paper/*",
-    ],
-    "How to": ["howto/*"],
-    "The library": ["[0-9]*"],
-    "Cards": ["cards/completeness", "cards/*"],
-}
-EXTRA = {"About": ["changelog", "contributing", "references", "genindex"]}
+# The story first, then the library room by room as tools/notebooks.py has it, then the cards.
+FOLDERS = ["tutorials", "paper", *notebooks.LIBRARY, "cards"]
+ABOUT = ["changelog", "contributing", "references", "genindex"]
 
 
-def page_of(name):
-    "Name of a notebook's page: as nbdev names it, without the number, so that renumbering breaks no link"
-    path = Path(name)
-    return path.with_name(re.sub(r"^\d+[a-z\d]*_", "", path.name.lower())).as_posix()
-
-
-def sections(names):
-    "For each section, names of notebooks and the titles that the sidebar gives them, or None. Raises ValueError for a notebook without a place"
-    left, found = [n for n in sorted(names) if n != "index"], {}
-    for section, patterns in SECTIONS.items():
-        found[section] = {}
-        for title, pattern in (re.fullmatch(r"(?:(.+) <)?([^<>]+)>?", p).groups() for p in patterns):
-            taken = fnmatch.filter([n for n in left if n.count("/") == pattern.count("/")], pattern)
-            found[section] |= dict.fromkeys(taken, title)
-            left = [n for n in left if n not in taken]
-    if left:
-        raise ValueError(f"no section of the site takes {', '.join(left)}: add it to SECTIONS in docs/pages.py")
-    pages = [page_of(n) for ns in found.values() for n in ns]
-    if twice := sorted({p for p in pages if pages.count(p) > 1}):
-        raise ValueError(f"two notebooks would be the page {', '.join(twice)}")
-    return found
+def sections(found):
+    "For each section of the sidebar, its notebooks in reading order. ValueError for a folder without a place"
+    order = [n for n in notebooks.in_order(found) if n != "index"]
+    if left := set(notebooks.FOLDERS) - set(FOLDERS):
+        raise ValueError(f"the site has no section for {', '.join(sorted(left))}: see FOLDERS in docs/pages.py")
+    return {notebooks.FOLDERS[f]: [n for n in order if found[n].room == f] for f in FOLDERS}
 
 
 # -- the API of what a cell defines ------------------------------------------------------------------------------------
@@ -80,7 +56,7 @@ def plain(text):
 
 
 class Qualified(ast.NodeTransformer):
-    "The library's own classes by their full name, `~` for Sphinx to show the last part: two modules may each have a `Patient`"
+    "The library's own classes by full name, `~` that Sphinx shows the last part of; two modules may each have a `Patient`"
 
     def __init__(self, space):
         self.space = space
@@ -89,7 +65,7 @@ class Qualified(ast.NodeTransformer):
         found = self.space.get(node.id)
         own = (
             isinstance(found, type)
-            and found.__module__.startswith(f"{get_config().lib_name}.")
+            and found.__module__.startswith(f"{PACKAGE}.")
             and not found.__name__.startswith("_")
         )
         return ast.parse(f"~{found.__module__}.{found.__qualname__}", mode="eval").body if own else node
@@ -198,73 +174,70 @@ def exported(cell):
     return cell.cell_type == "code" and {"export", "exports", "exporti"} & cell.directives_.keys()
 
 
-def default_exp(nb):
-    return next(
-        (
-            m[1]
-            for c in nb.cells
-            if c.cell_type == "code" and (m := re.search(r"^#\|\s*default_exp\s+(\S+)", c.source, re.M))
-        ),
-        None,
-    )
-
-
 class Api(Processor):
     "Before each exported cell the API of what it defines, and the cell itself folded; imports alone are left out"
 
     def begin(self):
-        module = next(
-            (
-                c.directives_["default_exp"][0]
-                for c in self.nb.cells
-                if c.cell_type == "code" and "default_exp" in c.directives_
-            ),
-            None,
-        )
-        cells = []
+        module, cells = self.nb.module, []
         for cell in self.nb.cells:
-            if not exported(cell):
-                if not (cell.cell_type == "code" and "default_exp" in cell.directives_):
-                    cells.append(cell)
-                continue
-            body = ast.parse(cell.source).body
-            if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body):
-                continue
-            for node in public(body):
-                space = vars(import_module(f"{get_config().lib_name}.{module}"))
-                cells.append(mk_cell(api(qualify(node, space), space[node.name]), "markdown"))
-            if any(isinstance(n, DEFS) for n in body):
-                cell.metadata["tags"] = ["hide-input"]
-            cells.append(cell)
+            if exported(cell):
+                cells += self.shown(cell, module)
+            elif not (cell.cell_type == "code" and "default_exp" in cell.directives_):
+                cells.append(cell)
         if module:
-            cells.insert(1, mk_cell(f":::{{py:module}} {get_config().lib_name}.{module}\n:::", "markdown"))
+            cells.insert(1, mk_cell(f":::{{py:module}} {PACKAGE}.{module}\n:::", "markdown"))
         self.nb.cells = cells
         for c in cells:
             c.directives_ = getattr(c, "directives_", {})
 
+    def shown(self, cell, module):
+        "The cells that stand for an exported cell"
+        body = ast.parse(cell.source).body
+        if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body):
+            return []
+        space = vars(import_module(f"{PACKAGE}.{module}"))
+        if any(isinstance(n, DEFS) for n in body):
+            cell.metadata["tags"] = ["hide-input"]
+        return [*(mk_cell(api(qualify(n, space), space[n.name]), "markdown") for n in public(body)), cell]
 
-# -- text: links and citations -------------------------------------------------------------------------------------------
+
+# -- text: links and citations -----------------------------------------------------------------------------------------
 
 
-def names_of(notebooks):
-    "Role and target of every name that may stand in back-ticks: modules, definitions and methods. One with two meanings has none, nor has a bare `paper`"
-    found, modules, lib = {}, {}, get_config().lib_name
-    for name, nb in notebooks.items():
-        if not (module := default_exp(nb)):
-            continue
-        modules |= {module: None, f"{lib}.{module}": ("doc", "/" + page_of(name))}
-        for cell in nb.cells:
-            if cell.cell_type == "code" and re.search(r"^#\|\s*exports?\b", cell.source, re.M):
-                for node in public(ast.parse(re.sub(r"^[%!].*", "", cell.source, flags=re.M)).body):
-                    members = (
-                        [f".{m.name}" for m in public(node.body) if ast.get_docstring(m)]
-                        if isinstance(node, ast.ClassDef)
-                        else []
-                    )
-                    for qualified in (node.name + m for m in ["", *members]):
-                        for alias in (qualified, f"{module}.{qualified}", f"{lib}.{module}.{qualified}"):
-                            found.setdefault(alias, set()).add(("py:obj", f"{lib}.{module}.{qualified}"))
-    return {k: v for k, v in ({k: next(iter(v)) for k, v in found.items() if len(v) == 1} | modules).items() if v}
+def definitions(book):
+    "Full names of what a notebook defines for others, by name: functions, classes, methods with a docstring"
+    found = {}
+    for source in book.exported:
+        for node in public(notebooks.parse(source).body):
+            methods = [m for m in public(getattr(node, "body", [])) if isinstance(node, ast.ClassDef)]
+            for name in [node.name, *(f"{node.name}.{m.name}" for m in methods if ast.get_docstring(m))]:
+                found[name] = f"{PACKAGE}.{book.module}.{name}"
+    return found
+
+
+def names_of(books):
+    """Role and target of every name that may stand in back-ticks anywhere: modules, definitions and methods.
+
+    A name with two meanings has none here (`local_names` may give it one), nor has a module's last part, as in `paper`.
+    """
+    found, modules = {}, {}
+    for book in (b for b in books.values() if b.module):
+        module, leaf = book.module, book.module.split(".")[-1]
+        page = ("doc", f"/{book.name}")
+        modules |= {leaf: None, module: page if "." in module else None, f"{PACKAGE}.{module}": page}
+        for name, full in definitions(book).items():
+            for alias in {name, f"{leaf}.{name}", f"{module}.{name}", full}:
+                found.setdefault(alias, set()).add(("py:obj", full))
+    clear = {alias: next(iter(targets)) for alias, targets in found.items() if len(targets) == 1} | modules
+    return {alias: target for alias, target in clear.items() if target}
+
+
+def local_names(book, books):
+    "What a name means in one notebook, whatever it means elsewhere: what its cells import, then what it defines"
+    everything = {full: name for b in books.values() if b.module for name, full in definitions(b).items()}
+    taken = {full for full in book.imports([c["source"] for c in book.code]) if full in everything}
+    inside = [full for full in everything if full in taken or full.rpartition(".")[0] in taken]
+    return {everything[full]: ("py:obj", full) for full in [*inside, *definitions(book).values()]}
 
 
 def slug(anchor):
@@ -273,14 +246,13 @@ def slug(anchor):
 
 
 def citations(bib):
-    "For every work in references.bib, what names it in a text: its address, or surname and year with no full stop between"
+    "For every work in references.bib, what names it in a text: its address, or surname and year in one sentence"
     for key, entry in parse_file(bib, bib_format="bibtex").entries.items():
         named = [rf"\[[^\]]+\]\({re.escape(entry.fields['url'])}\)"] if "url" in entry.fields else []
         named += [rf"doi:{re.escape(entry.fields['doi'])}"] if "doi" in entry.fields else []
         if people := entry.persons.get("author"):
-            named.append(
-                rf"\b{re.escape(' '.join(people[0].last_names))}\b(?:[^.;:|`]|et al\.){{0,90}}?\b{entry.fields['year']}\b"
-            )
+            surname = re.escape(" ".join(people[0].last_names))
+            named.append(rf"\b{surname}\b(?:[^.;:|`]|et al\.){{0,90}}?\b{entry.fields['year']}\b")
         yield key, re.compile("|".join(named))
 
 
@@ -288,12 +260,13 @@ class Text:
     "Markdown of a notebook as Markdown of the site"
 
     def __init__(self, names, works):
-        self.names, self.works, self.elsewhere, self.cited = names, list(works), NbdevLookup(strip_libs="fastai"), set()
+        self.names, self.works, self.here, self.cited = names, list(works), {}, set()
+        self.elsewhere = NbdevLookup(strip_libs="fastai")
 
     def linked(self, m):
         name = m[1]
-        if name in self.names:
-            role, target = self.names[name]
+        if found := self.here.get(name) or self.names.get(name):
+            role, target = found
             return f"{{{role}}}`{name}{m[2] or ''} <{target}>`"
         if re.match(r"[A-Z][a-z]+[A-Z]?\w*$", name) and (url := self.elsewhere.doc(name)):
             return f"[`{name}`]({url})"
@@ -303,13 +276,13 @@ class Text:
         text = re.sub(r"\[!\[Open in Colab\]\(\S+?\)\]\((\S+?)\)", r"[Open in Colab](\1){.colab}", text)
         text = re.sub(
             r"\]\(((?:\.\./|\w+/)*)([\w-]+\.ipynb)(#[^)]*)?\)",
-            lambda m: f"]({m[1]}{page_of(m[2])}{slug(m[3] or '')})",
+            lambda m: f"]({m[1]}{m[2]}{slug(m[3] or '')})",
             text,
         )
         parts = re.split(r"(^```.*?^```|\$\$.*?\$\$)", text, flags=re.M | re.S)
         for i in range(0, len(parts), 2):
             for key, named in self.works:
-                parts[i], n = named.subn(lambda m: f"{m[0]} {{cite:p}}`{key}`", parts[i])
+                parts[i], n = named.subn(rf"\g<0> {{cite:p}}`{key}`", parts[i])
                 self.cited |= {key} if n else set()
             parts[i] = re.sub(r"(?<![\[}`])`([A-Za-z][\w.]*)(\(\))?`(?![\]`])", self.linked, parts[i])
         return "".join(parts)
@@ -338,50 +311,49 @@ def no_widgets(cell):
         ]
 
 
+PROCESSORS = [strip_ansi, hide_line, filter_stream_, rm_header_dash, hide_, Api, tags, clean_magics, no_widgets]
+
+
+def page(book, text):
+    "A notebook as MyST-NB reads it"
+    nb = read_nb(book.path)
+    nb.module = book.module
+    nb.metadata.pop("widgets", None)
+    NBProcessor(nb=nb, procs=[*PROCESSORS, text.cell]).process()
+    del nb["module"]
+    return nb
+
+
+def toctree(title, pages):
+    "A section of the sidebar"
+    return mk_cell("\n".join(["```{toctree}", f":caption: {title}", ":hidden:", *pages, "```"]), "markdown")
+
+
+def write_texts(dest, text):
+    "The pages that are no notebooks"
+    for name in ("changelog", "contributing"):
+        body = (ROOT / f"{name.upper()}.md").read_text(encoding="utf-8").replace("](nbs/", "](")
+        (dest / f"{name}.md").write_text(text(body), encoding="utf-8")
+    (dest / "references.md").write_text("# References\n\n```{bibliography}\n:all:\n```\n", encoding="utf-8")
+
+
 def main(dest):
     cfg = get_config(path=ROOT)
-    files = {p.relative_to(cfg.nbs_path).with_suffix("").as_posix(): p for p in map(Path, nbglob(cfg.nbs_path))}
-    order = sections(files)
+    books = notebooks.find(ROOT)
     shutil.rmtree(dest, ignore_errors=True)
-    notebooks = {name: read_nb(path) for name, path in files.items()}
-    text = Text(names_of(notebooks), citations(ROOT / "docs/references.bib"))
-    for name, nb in notebooks.items():
-        nb.metadata.pop("widgets", None)
-        NBProcessor(
-            nb=nb,
-            procs=[
-                strip_ansi,
-                hide_line,
-                filter_stream_,
-                rm_header_dash,
-                hide_,
-                Api,
-                tags,
-                clean_magics,
-                no_widgets,
-                text.cell,
-            ],
-        ).process()
+    text = Text(names_of(books), citations(ROOT / "docs/references.bib"))
+    for name, book in books.items():
+        text.here = local_names(book, books)
+        nb = page(book, text)
         if name == "index":
-            trees = {
-                k: [f"{title} <{page_of(n)}>" if title else page_of(n) for n, title in v.items()]
-                for k, v in order.items()
-            } | EXTRA
-            nb.cells += [
-                mk_cell("\n".join(["```{toctree}", f":caption: {title}", ":hidden:", *pages, "```"]), "markdown")
-                for title, pages in trees.items()
-                if pages
-            ]
-        target = dest / f"{page_of(name)}.ipynb"
+            nb.cells += [toctree(title, pages) for title, pages in {**sections(books), "About": ABOUT}.items() if pages]
+        target = dest / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_nb(nb, target)
+    text.here = {}
     shutil.copytree(cfg.nbs_path / "images", dest / "images")
-    for name in ("changelog", "contributing"):
-        (dest / f"{name}.md").write_text(
-            text((ROOT / f"{name.upper()}.md").read_text(encoding="utf-8")), encoding="utf-8"
-        )
-    (dest / "references.md").write_text("# References\n\n```{bibliography}\n:all:\n```\n", encoding="utf-8")
-    print(f"{len(notebooks)} notebooks, {len(text.cited)} works cited")
+    write_texts(dest, text)
+    print(f"{len(books)} notebooks, {len(text.cited)} works cited")
 
 
 if __name__ == "__main__":

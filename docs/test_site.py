@@ -1,31 +1,28 @@
-"""The built site in a browser, as a reader meets it: `make docs` first. Needs Chromium or Chrome; CHROMIUM names another one.
+"""The built site in a browser, as a reader meets it: `make docs` first. Needs Chromium or Chrome; CHROMIUM may name it.
 
 Nothing outside the folder may be asked for, so a page that leans on a CDN fails here, with or without a network.
 """
 
-import json
 import os
 import shutil
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pages
 import pytest
+from pages import ROOT, notebooks
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).parent.parent
 SITE = ROOT / "_docs"
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+FLAGS = """
+    --no-sandbox --disable-gpu --disable-quic --no-first-run
+    --disable-background-networking --disable-component-update --disable-sync
+""".split()
 PHONE, DESK = {"width": 375, "height": 800}, {"width": 1300, "height": 900}
-NOTEBOOKS = {
-    p.relative_to(ROOT / "nbs").with_suffix("").as_posix(): p
-    for p in (ROOT / "nbs").rglob("*.ipynb")
-    if ".ipynb_checkpoints" not in p.parts
-}
+NOTEBOOKS = notebooks.find()
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -138,7 +135,7 @@ def problems(browser, url):
         return found
 
 
-# -- the site ------------------------------------------------------------------------------------------------------------
+# -- the site ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", html_files(SITE) or ["index.html"])
@@ -152,15 +149,9 @@ def test_links(base):
 
 @pytest.mark.parametrize("name", sorted(NOTEBOOKS))
 def test_every_notebook_has_its_page_with_its_pictures(name):
-    source, page = json.loads(NOTEBOOKS[name].read_text(encoding="utf-8")), SITE / f"{pages.page_of(name)}.html"
-    text = page.read_text(encoding="utf-8")
-    pictures = sum(
-        kind.startswith("image/")
-        for c in source["cells"]
-        if c["cell_type"] == "code" and not "".join(c["source"]).startswith("#| hide")
-        for o in c["outputs"]
-        for kind in o.get("data", {})
-    )
+    text = (SITE / f"{name}.html").read_text(encoding="utf-8")
+    shown = [c for c in NOTEBOOKS[name].code if not c["source"].startswith("#| hide")]
+    pictures = sum(kind.startswith("image/") for c in shown for o in c["outputs"] for kind in o.get("data", {}))
     assert text.count("<img") >= pictures
     assert "colab.research.google.com" in text
     assert "Not a medical device" in text
@@ -170,10 +161,10 @@ def test_every_notebook_has_its_page_with_its_pictures(name):
 @pytest.mark.parametrize(
     "query, page",
     [
-        ("MixtureLabels", "mixture.html"),
-        ("disentangle_learner", "disentangle.html"),
-        ("load_manifest", "manifest.html"),
-        ("hemangioma", "phantom.html"),
+        ("MixtureLabels", "method/mixture.html"),
+        ("disentangle_learner", "method/disentangle.html"),
+        ("load_manifest", "cohort/manifest.html"),
+        ("hemangioma", "cohort/phantom/lesions.html"),
     ],
 )
 def test_search_finds(browser, base, query, page):
@@ -211,11 +202,11 @@ def test_names_lead_to_their_api(browser, base):
     with browser.new_context(viewport=DESK) as context:
         tab = context.new_page()
         tab.goto(base + "index.html")
-        tab.goto(base + "disentangle.html")
+        tab.goto(base + "method/disentangle.html")
         link = tab.locator("article p a:has(code)", has_text="Disentangler").first
         link.click()
-        assert tab.url.endswith("disentangle.html#liverdis.disentangle.Disentangler")
-        assert tab.locator("[id='liverdis.disentangle.Disentangler']").is_visible()
+        assert tab.url.endswith("method/disentangle.html#liverdis.method.disentangle.Disentangler")
+        assert tab.locator("[id='liverdis.method.disentangle.Disentangler']").is_visible()
 
 
 def test_front_page_says_what_this_is(browser, base):
@@ -229,7 +220,7 @@ def test_front_page_says_what_this_is(browser, base):
         assert all(part in text for part in ("Not a medical device", "make reproduce", "make test", "75.0 ± 5.8"))
 
 
-# -- the checks can fail ---------------------------------------------------------------------------------------------------
+# -- the checks can fail -----------------------------------------------------------------------------------------------
 
 SOUND = "<!doctype html><title>t</title><link rel=icon href=data:,><p id=here>text <a href=#here>link</a>"
 
@@ -258,14 +249,37 @@ def test_link_check_can_fail(tmp_path):
     assert broken_links(tmp_path) == ["b.html: a.html#there has no such place", "b.html: c.html leads nowhere"]
 
 
-def test_notebook_without_a_section_stops_the_build():
-    order = pages.sections(["index", "00_manifest", "07_scan", "howto/gpu", "paper/figure6", "paper/reproduction"])
-    assert [list(order[k]) for k in ("The story", "How to", "The library")] == [
-        ["paper/reproduction", "paper/figure6"],
-        ["howto/gpu"],
-        ["00_manifest", "07_scan"],
-    ]
-    with pytest.raises(ValueError, match="no section of the site takes talks/slides"):
-        pages.sections(["index", "talks/slides"])
-    with pytest.raises(ValueError, match="two notebooks would be the page roi"):
-        pages.sections(["03_roi", "04_roi"])
+def notebook(name, code=""):
+    "A notebook that exports `code`"
+    cells = [{"cell_type": "code", "source": f"#| default_exp {name.replace('/', '.')}"}]
+    return notebooks.Notebook(name, None, [*cells, {"cell_type": "code", "source": f"#| export\n{code}"}])
+
+
+def made_up(**code):
+    "Notebooks by name, an underscore in it for a slash"
+    return {n.replace("_", "/"): notebook(n.replace("_", "/"), c) for n, c in code.items()}
+
+
+def test_sections_follow_from_folders():
+    found = made_up(index="", cohort_roi="from liverdis.cohort.ct import f", cohort_ct="", tutorials_own="", core="")
+    order = {title: names for title, names in pages.sections(found).items() if names}
+    assert list(order.values()) == [["tutorials/own"], ["core"], ["cohort/ct", "cohort/roi"]]
+    with pytest.raises(ValueError, match="no place for talks/slides"):
+        pages.sections(made_up(talks_slides=""))
+
+
+def test_names_that_two_modules_have():
+    "Full and half names lead to either; the bare name to that of the notebook itself, or to what it imports"
+    one = "def draw(): pass\ndef only(): pass"
+    books = made_up(use_one=one, use_two="def draw(): pass", use_three="from liverdis.use.two import draw")
+    names = pages.names_of(books)
+    assert names["only"] == names["one.only"] == ("py:obj", "liverdis.use.one.only")
+    assert "draw" not in names and "one" not in names
+    assert names["two.draw"] == names["use.two.draw"] == ("py:obj", "liverdis.use.two.draw")
+    assert names["use.one"] == names["liverdis.use.one"] == ("doc", "/use/one")
+    local = {name: pages.local_names(book, books)["draw"][1] for name, book in books.items()}
+    assert local == {
+        "use/one": "liverdis.use.one.draw",
+        "use/two": "liverdis.use.two.draw",
+        "use/three": "liverdis.use.two.draw",
+    }

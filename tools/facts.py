@@ -7,8 +7,8 @@ A check cannot fail, for our purpose, if it is one of these:
 - an `assert` or a fastcore `test_...` of constants alone, or with the same expression on both sides (unless it calls
   something: that two calls agree is worth a check);
 - an `assert` of a tuple that is not empty, or `... or True`;
-- in a notebook, the checks of a cell if nothing in them comes from the library, a file or a process: no name was imported
-  from the library, defined in an exported cell, made from such a name, or handed to the library in a statement before;
+- in a notebook, the checks of a cell if nothing in them comes from the library, a file or a process: no name was
+  imported from the library, defined in an exported cell, made from such a name, or handed to the library before;
 - in tests/ and docs/, a `test_...` without assert, `raises`, `check=True`, or a call of a function that has one.
 
 What it does not see: a check that calls the library, but not what it claims to check.
