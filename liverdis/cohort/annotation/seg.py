@@ -6,16 +6,23 @@
 __all__ = ['list_seg', 'read_seg']
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #22066971
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.pixels import iter_pixels
 from pydicom.tag import Tag
 
 from liverdis.cohort.annotation.structures import (
-    SAME_PLACE_MM,
     RESAMPLED_NOTE,
+    SAME_PLACE_MM,
+    SliceMask,
+    SliceStack,
     Structure,
     check_shape,
     resample_onto,
@@ -26,28 +33,32 @@ from ..ct import SliceHeader, read_dicom
 from ...core import InputError
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #b911c4a8
-def _read_seg_file(path, pixels=True):
+def _read_seg_file(path: str | Path, pixels: bool = True) -> Dataset:
     ds = read_dicom(path, pixels)
     if ds.get('Modality') != 'SEG' or not ds.get('SegmentSequence') or 'PerFrameFunctionalGroupsSequence' not in ds:
         raise InputError(f"{path}: not a DICOM Segmentation, or cut short; give the whole SEG file")
     return ds
 
 
-def _segments(ds):
+def _segments(ds: Dataset) -> dict[str, str]:
+    "Number -> label of the segments, without the background of a label map"
     labels = {
         str(s.SegmentNumber): str(s.get('SegmentLabel') or '').strip() or f'segment {s.SegmentNumber}'
         for s in ds.SegmentSequence
         if s.SegmentNumber > 0
     }
-    twice = {l for l in labels.values() if list(labels.values()).count(l) > 1}
-    return {k: f'{l}:{k}' if l in twice else l for k, l in labels.items()}
+    uses = Counter(labels.values())
+    return {key: f'{label}:{key}' if uses[label] > 1 else label for key, label in labels.items()}
 
-
-def list_seg(paths):
+# %% ../../../nbs/cohort/annotation/seg.ipynb #a2d0b386
+def list_seg(
+    paths: Sequence[str | Path],  # one SEG file
+) -> list[tuple[str, str]]:  # (key, name)
+    "The segments of a SEG, without reading its pixels."
     return list(_segments(_read_seg_file(paths[0], pixels=False)).items())
 
-
-_MACROS = {
+# %% ../../../nbs/cohort/annotation/seg.ipynb #8c59ac4a
+_FIELDS = {  # field -> (sequence, attribute in it)
     field: (Tag(sequence), Tag(tag))
     for field, sequence, tag in (
         ('segment', 'SegmentIdentificationSequence', 'ReferencedSegmentNumber'),
@@ -59,132 +70,192 @@ _MACROS = {
 }
 
 
-def _macros(group, fields=_MACROS):
-    "What a functional group says of its frame: numbers, by field"
-    said = {}
+def _group_fields(
+    group: Dataset,  # functional group
+    fields: Iterable[str] = tuple(_FIELDS),
+) -> dict[str, Any]:  # field -> number, or a tuple of them
+    "What a functional group says of its frame"
+    values = {}
     for field in fields:
-        sequence, tag = _MACROS[field]
+        sequence, tag = _FIELDS[field]
         if sequence in group and tag in (item := group[sequence].value[0]):
             value = item[tag].value
-            said[field] = tuple(map(float, value)) if isinstance(value, MultiValue) else value
-    return said
+            values[field] = tuple(map(float, value)) if isinstance(value, MultiValue) else value
+    return values
 
-
+# %% ../../../nbs/cohort/annotation/seg.ipynb #5886e84c
 _DERIVATION = Tag('DerivationImageSequence')
 
 
-def _mentions(group, s):
-    "Whether the bytes of a frame's source images hold the UID of a plain slice: pydicom parses nested sequences slowly, and few need it"
-    raw = group.get_item(_DERIVATION) if s.sop_uid and s.frame is None and _DERIVATION in group else None
-    return raw is not None and isinstance(raw.value, bytes) and s.sop_uid.encode() in raw.value
+def _mentions(group: Dataset, s: SliceHeader) -> bool:
+    "Whether the bytes of a frame's source images hold the UID of a file of one slice"
+    if not s.sop_uid or s.frame is not None or _DERIVATION not in group:
+        return False
+    raw = group.get_item(_DERIVATION)
+    return isinstance(raw.value, bytes) and s.sop_uid.encode() in raw.value
 
 
-def _frame_rank(group, position_mm, same_space, stack, path):
-    "Rank of the slice that a frame was drawn on, or None"
+def _source_images(group: Dataset) -> list[Dataset]:
+    derivations = group.get('DerivationImageSequence', [])
+    return [s for d in derivations for s in d.get('SourceImageSequence', [])]
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #6846bad9
+def _frame_rank(
+    group: Dataset,  # functional group that holds the source images
+    position_mm: Sequence[float] | None,
+    same_space: bool,  # the file shares the frame of reference with the slices
+    stack: SliceStack,
+    path: Path,
+) -> int | None:
+    "Rank of the slice that a frame was drawn on; `InputError` if it names one and lies elsewhere"
     here = stack.rank_at(position_mm, SAME_PLACE_MM)
     if here is not None and _mentions(group, stack.slices[here]):
         return here
-    names = [s for d in group.get('DerivationImageSequence', []) for s in d.get('SourceImageSequence', [])]
-    ranks = {rank for s in names if (rank := stack.rank_of(s)) is not None}
+    sources = _source_images(group)
+    ranks = {rank for s in sources if (rank := stack.rank_of(s)) is not None}
     if position_mm is None or not stack.placed:
         return ranks.pop() if len(ranks) == 1 else None
     if len(ranks) == 1 and here not in ranks:
+        named = stack.slices[ranks.pop()].where
         raise InputError(
-            f"{path}: lies elsewhere than the slice {stack.slices[ranks.pop()].where} that it names; save it in the geometry of the CT"
+            f"{path}: lies elsewhere than the slice {named} that it names; save it in the geometry of the CT"
         )
-    foreign = names and not any(str(s.get('ReferencedSOPInstanceUID')) in stack.by_uid for s in names)
-    return None if foreign and not same_space else here
+    names_others = sources and not any(str(s.get('ReferencedSOPInstanceUID')) in stack.by_uid for s in sources)
+    return None if names_others and not same_space else here
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #afea9a6b
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    "One frame of a SEG"
+
+    index: int  # in the file, from 0
+    header: SliceHeader  # its plane
+    segment: str  # '' in a label map, whose frames hold all segments
+    rank: int | None  # of its slice
 
 
-def _is_about(ds, stack):
+def _shares_space(ds: Dataset, s: SliceHeader) -> bool:
+    return bool(s.frame_of_reference) and ds.get('FrameOfReferenceUID') == s.frame_of_reference
+
+
+def _seg_frames(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection[str]) -> Iterator[_Frame]:
+    "The frames of the wanted segments"
+    shared_group = (ds.get('SharedFunctionalGroupsSequence') or [Dataset()])[0]
+    shared, labelmap = _group_fields(shared_group), ds.SegmentationType == 'LABELMAP'
+    own_fields, same_space = [f for f in _FIELDS if f not in shared], _shares_space(ds, stack.slices[0])
+    for index, group in enumerate(ds.PerFrameFunctionalGroupsSequence):
+        number = (_group_fields(group, ('segment',)) or shared).get('segment')
+        segment = '' if labelmap else str(number)
+        if segment not in wanted and not labelmap:
+            continue
+        fields = {'spacing_mm': None} | shared | _group_fields(group, own_fields)
+        fields.pop('segment', None)
+        header = SliceHeader(shape=(ds.Rows, ds.Columns), path=Path(path), **fields)
+        sources = group if 'DerivationImageSequence' in group else shared_group
+        rank = _frame_rank(sources, header.position_mm, same_space, stack, Path(path))
+        yield _Frame(index, header, segment, rank)
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #2c35aa17
+def _decoded(ds: Dataset, path: str | Path, indices: list[int]) -> Iterator[np.ndarray]:  # (H,W) each
+    "The stored values of some frames"
+    if not indices:
+        return
+    try:
+        if ds.get('NumberOfFrames', 1) > 1:
+            yield from iter_pixels(ds, indices=indices, raw=True)
+        else:
+            yield ds.pixel_array
+    except Exception as e:  # every decoder has errors of its own
+        syntax = ds.file_meta.TransferSyntaxUID.name
+        raise InputError(f"{path}: frames cannot be decoded ({syntax}); fetch it again, or save it uncompressed") from e
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #26502f6e
+class _Plane(NamedTuple):
+    "The mask of one segment in one frame"
+
+    header: SliceHeader
+    rank: int | None
+    mask: np.ndarray  # (h,w) bool, not empty
+
+
+def _limit(ds: Dataset) -> float:
+    "Values from here on belong to a segment"
+    return ds.MaximumFractionalValue / 2 if ds.SegmentationType == 'FRACTIONAL' else 1
+
+
+def _fraction_note(ds: Dataset) -> tuple[str, ...]:
+    if ds.SegmentationType != 'FRACTIONAL':
+        return ()
+    return (f"{str(ds.get('SegmentationFractionalType', 'fraction')).lower()} of at least one half",)
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #ac5d9ccb
+def _planes(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection[str]) -> dict[str, list[_Plane]]:
+    "The masks of the wanted segments, each on the plane of its frame"
+    frames, limit = list(_seg_frames(ds, path, stack, wanted)), _limit(ds)
+    planes: dict[str, list[_Plane]] = {key: [] for key in wanted}
+    for frame, values in zip(frames, _decoded(ds, path, [f.index for f in frames])):
+        for key in [frame.segment] if frame.segment else wanted:
+            mask = values >= limit if frame.segment else values == int(key)
+            if mask.any():
+                planes[key].append(_Plane(frame.header, frame.rank, mask))
+    return planes
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #6f58ffe8
+def _has_geometry(h: SliceHeader) -> bool:
+    return None not in (h.position_mm, h.orientation, h.spacing_mm)
+
+
+def _on_own_slice(plane: _Plane, stack: SliceStack, rank: int, path: str | Path) -> SliceMask:
+    s = stack.slices[rank]
+    if _has_geometry(plane.header) and stack.placed:
+        return resample_slice(plane.mask, plane.header, s, path)
+    return SliceMask(check_shape(plane.mask, s, path), False, True)
+
+
+def _needs_volume(planes: Sequence[_Plane], stack: SliceStack) -> bool:
+    if not planes or len(stack.slices) == 1:
+        return False
+    return all(p.rank is None and _has_geometry(p.header) for p in planes)
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #38c8c2b0
+def _seg_structure(
+    key: str, name: str, planes: Sequence[_Plane], stack: SliceStack, path: str | Path, notes: tuple[str, ...]
+) -> Structure:
+    "One segment on the slices"
+    masks: dict[int, np.ndarray] = {}
+    resampled = False
+    for plane in planes:
+        if plane.rank is None:
+            continue
+        here = _on_own_slice(plane, stack, plane.rank, path)
+        resampled |= here.resampled
+        if here.mask.any():
+            masks[plane.rank] = masks.get(plane.rank, False) | here.mask
+    if _needs_volume(planes, stack):
+        ordered = sorted(planes, key=lambda p: p.header.normal_position_mm)
+        masks, resampled, _ = resample_onto(stack, [p.header for p in ordered], lambda k: ordered[k].mask, path)
+    return Structure(key, name, dict(sorted(masks.items())), notes + ((RESAMPLED_NOTE,) if resampled else ()))
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #8909a2b7
+def _is_about(ds: Dataset, stack: SliceStack) -> bool:
     "Whether a SEG was drawn on the series, or in the frame of reference, of these slices"
-    series, frame, s = (
-        {x.SeriesInstanceUID for x in ds.get('ReferencedSeriesSequence', [])},
-        ds.get('FrameOfReferenceUID'),
-        stack.slices[0],
-    )
+    series = {x.SeriesInstanceUID for x in ds.get('ReferencedSeriesSequence', [])}
+    frame, s = ds.get('FrameOfReferenceUID'), stack.slices[0]
     if frame and s.frame_of_reference:
         return frame == s.frame_of_reference
     return not series or s.series_uid in series
 
 
-def _seg_frames(ds, path, stack, wanted):
-    "Frame number, header, segment ('' in a label map) and rank, or None, of the frames of the wanted segments"
-    groups, labelmap = ds.get('SharedFunctionalGroupsSequence') or [Dataset()], ds.SegmentationType == 'LABELMAP'
-    shared, path = _macros(groups[0]), Path(path)
-    same_space = (
-        bool(stack.slices[0].frame_of_reference) and ds.get('FrameOfReferenceUID') == stack.slices[0].frame_of_reference
-    )
-    for i, g in enumerate(ds.PerFrameFunctionalGroupsSequence):
-        segment = '' if labelmap else str((_macros(g, ('segment',)) or shared).get('segment'))
-        if segment not in wanted and not labelmap:
-            continue
-        said = shared | _macros(g, [f for f in _MACROS if f not in shared])
-        said.pop('segment', None)
-        h = SliceHeader(shape=(ds.Rows, ds.Columns), path=path, **{'spacing_mm': None} | said)
-        yield (
-            i,
-            h,
-            segment,
-            _frame_rank(g if 'DerivationImageSequence' in g else groups[0], h.position_mm, same_space, stack, path),
-        )
-
-
-def _placed(h):
-    return None not in (h.position_mm, h.orientation, h.spacing_mm)
-
-
-def read_seg(paths, stack, keys):
+def read_seg(
+    paths: Sequence[str | Path],  # one SEG file
+    stack: SliceStack,  # the series
+    keys: Iterable[str] | None = None,  # segment numbers; None for all
+) -> list[Structure]:
+    "Read a SEG; `InputError` if it was drawn on another image or cannot be decoded."
     (path,) = paths
     ds = _read_seg_file(path)
     names = select_structures(path, 'segment', _segments(ds), keys)
     if not _is_about(ds, stack):
         raise InputError(f"{path}: was drawn on another image than {stack.slices[0].path}; give the SEG of this series")
-    frames = list(_seg_frames(ds, path, stack, names))
-    fractional = ds.SegmentationType == 'FRACTIONAL'
-    limit = ds.MaximumFractionalValue / 2 if fractional else 1
-    notes = (f"{str(ds.get('SegmentationFractionalType', 'fraction')).lower()} of at least one half",) * fractional
-    planes = {k: [] for k in names}  # (header, rank, mask)
-    for (i, h, segment, rank), values in zip(frames, _decoded(ds, path, [f[0] for f in frames])):
-        for k in [segment] if segment else names:
-            mask = values >= limit if segment else values == int(k)
-            if mask.any():
-                planes[k].append((h, rank, mask))
-    return [_seg_structure(k, name, planes[k], stack, path, notes) for k, name in names.items()]
-
-
-def _decoded(ds, path, indices):
-    if not indices:
-        return
-    try:
-        yield from iter_pixels(ds, indices=indices, raw=True) if ds.get('NumberOfFrames', 1) > 1 else [ds.pixel_array]
-    except Exception as e:
-        raise InputError(
-            f"{path}: frames cannot be decoded ({ds.file_meta.TransferSyntaxUID.name}); fetch it again, or save it uncompressed"
-        ) from e
-
-
-def _seg_structure(key, name, planes, stack, path, notes):
-    "One segment on the slices: frame by frame, or by geometry if no frame lies on a slice"
-    masks, resampled = {}, False
-    for h, rank, mask in planes:
-        if rank is None:
-            continue
-        s = stack.slices[rank]
-        mask, changed, _ = (
-            resample_slice(mask, h, s, path)
-            if _placed(h) and stack.placed
-            else (check_shape(mask, s, path), False, True)
-        )
-        resampled |= changed
-        if mask.any():
-            masks[rank] = masks[rank] | mask if rank in masks else mask
-    if (
-        planes
-        and all(rank is None for _, rank, _ in planes)
-        and len(stack.slices) > 1
-        and all(_placed(h) for h, _, _ in planes)
-    ):
-        planes = sorted(planes, key=lambda p: p[0].normal_position_mm)
-        masks, resampled, _ = resample_onto(stack, [p[0] for p in planes], lambda k: planes[k][2], path)
-    return Structure(key, name, dict(sorted(masks.items())), notes + (RESAMPLED_NOTE,) * resampled)
+    planes, notes = _planes(ds, path, stack, list(names)), _fraction_note(ds)
+    return [_seg_structure(key, name, planes[key], stack, path, notes) for key, name in names.items()]
