@@ -16,38 +16,76 @@ from ..core import CLASSES, InputError
 
 # %% ../../nbs/cohort/folds.ipynb #ff7eab8c
 def _parts(df, n, seed):
-    "Number of the part (0..n-1) of each row: parts stratified by label, grouped by patient"
-    from sklearn.model_selection import StratifiedGroupKFold  # two seconds that only this needs
+    "Number of the part (0..n-1) of each row: parts stratified by label, grouped by patient."
+    from sklearn.model_selection import StratifiedGroupKFold  # takes two seconds that other users of this module save
 
-    part, ids = np.zeros(len(df), int), df.patient_id.unique()
-    patient = df.patient_id.map(
-        dict(zip(ids, np.random.default_rng(seed).permutation(len(ids))))
-    )  # its own shuffle=True does not stratify before 1.8
+    patients = df.patient_id.unique()
+    shuffled = dict(zip(patients, np.random.default_rng(seed).permutation(len(patients))))
+    part = np.zeros(len(df), int)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            'ignore', UserWarning
-        )  # fewer members than parts: expected with ten parts, checked by our caller
-        split = StratifiedGroupKFold(n).split(df, df.label, patient)
+        warnings.simplefilter('ignore', UserWarning)
+        split = StratifiedGroupKFold(n).split(df, df.label, df.patient_id.map(shuffled))
         for k, (_, rows) in enumerate(split):
             part[rows] = k
     return part
 
-
-def _validation(df, classes, share, seed):
-    "Rows of `df` for validation: about `share` of each class, whole patients, every class left in training"
-    n = min(10, df.label.value_counts().max(), df.patient_id.nunique())  # as many parts as a small cohort allows
-    part, label = _parts(df, n, seed), pd.Categorical(df.label, classes).codes
+# %% ../../nbs/cohort/folds.ipynb #d4754a43
+def _class_counts(df, part, n, classes):
+    "How many lesions of each class each part holds, `(n, classes)`."
     counts = np.zeros((n, len(classes)))
-    np.add.at(counts, (part, label), 1)
+    np.add.at(counts, (part, pd.Categorical(df.label, classes).codes), 1)
+    return counts
+
+# %% ../../nbs/cohort/folds.ipynb #bfe1a7fa
+def _validation(df, classes, share, seed):
+    "Mask of the rows for validation: about `share` of each class, whole patients, every class left in training."
+    n = min(10, df.label.value_counts().max(), df.patient_id.nunique())  # as many parts as a small cohort allows
+    part = _parts(df, n, seed)
+    counts = _class_counts(df, part, n, classes)
     total = counts.sum(0)
     choices = [list(c) for c in combinations(range(n), round(share * n))]
     taken = np.array([counts[c].sum(0) for c in choices])
-    cost = np.where((taken < total).all(1), np.abs(taken / total - share).sum(1), np.inf)
-    if np.isinf(cost.min()):
+    distance = np.abs(taken / total - share).sum(1)
+    distance[(taken >= total).any(1)] = np.inf  # nothing of a class would be left
+    if np.isinf(distance.min()):
         raise InputError(
             "the training part of a fold cannot spare patients for validation; use fewer folds or more patients"
         )
-    return np.isin(part, choices[cost.argmin()])
+    return np.isin(part, choices[distance.argmin()])
+
+# %% ../../nbs/cohort/folds.ipynb #a26939d2
+def _classes_to_split(df, n_folds):
+    "The classes of a cohort, in the order of `CLASSES`; `InputError` if they are too few or have too few patients."
+    patients = df.groupby('label').patient_id.nunique()
+    classes = [c for c in CLASSES if c in patients]
+    if len(classes) < 2:
+        raise InputError(
+            f"every lesion is of class {classes[0]!r}: there is nothing to tell apart; add lesions of a second class"
+        )
+    for c in classes:
+        if patients[c] < n_folds:
+            raise InputError(
+                f"class {c!r} has {patients[c]} patient(s), fewer than the {n_folds} folds; "
+                "add patients or use fewer folds"
+            )
+    return classes
+
+# %% ../../nbs/cohort/folds.ipynb #47a1d202
+def _check_folds(folds, n_folds):
+    "Each case is tested once, no patient has two roles in a fold, and every training part holds every class."
+    roles = folds[[f'fold_{k}' for k in range(1, n_folds + 1)]]
+    assert ((roles == 'test').sum(axis=1) == 1).all(), "a case is tested twice or never"
+    for k in roles:
+        assert (folds.groupby('patient_id')[k].nunique() == 1).all(), f"a patient has two roles in {k}"
+        assert set(folds.label[folds[k] == 'train']) == set(folds.label), f"a class is missing in training, {k}"
+
+# %% ../../nbs/cohort/folds.ipynb #73383038
+def _roles(folds, k, classes, valid_share, seed):
+    "The role of every row in fold `k`."
+    role = np.where(folds.fold == k, 'test', 'train').astype(object)
+    rest = np.flatnonzero(folds.fold != k)
+    role[rest[_validation(folds.iloc[rest], classes, valid_share, seed)]] = 'valid'
+    return role
 
 # %% ../../nbs/cohort/folds.ipynb #55382f47
 def make_folds(
@@ -56,32 +94,11 @@ def make_folds(
     valid_share: float,  # share of each training part for validation, in tenths; the paper has 0.3
     seed: int,  # the same seed gives the same folds, whatever the order of rows
 ) -> pd.DataFrame:  # case_id, patient_id, label, fold (1..n) and fold_1.. with 'train', 'valid' or 'test'
-    "Cross-validation folds over the classes there are, stratified by class and grouped by patient; `InputError` for one class alone, or one with fewer patients than folds"
-    patients = df.groupby('label').patient_id.nunique()
-    classes = [c for c in CLASSES if c in patients]
-    if len(classes) < 2:
-        raise InputError(
-            f"every lesion is of class {classes[0]!r}: there is nothing to tell apart; add lesions of a second class"
-        )
-    for c, n in patients[classes].items():
-        if n < n_folds:
-            raise InputError(
-                f"class {c!r} has {n} patient(s), fewer than the {n_folds} folds; add patients or use fewer folds"
-            )
+    "Folds stratified by class and grouped by patient. `InputError` for a single class, or one with too few patients."
+    classes = _classes_to_split(df, n_folds)
     folds = df.sort_values('case_id')[['case_id', 'patient_id', 'label']].reset_index(drop=True)
     folds['fold'] = _parts(folds, n_folds, seed) + 1
     for k in range(1, n_folds + 1):
-        role, rest = np.where(folds.fold == k, 'test', 'train').astype(object), np.flatnonzero(folds.fold != k)
-        role[rest[_validation(folds.iloc[rest], classes, valid_share, seed + k)]] = 'valid'
-        folds[f'fold_{k}'] = role
+        folds[f'fold_{k}'] = _roles(folds, k, classes, valid_share, seed + k)
     _check_folds(folds, n_folds)
     return folds.set_index('case_id').loc[df.case_id].reset_index()
-
-
-def _check_folds(folds, n_folds):
-    "No patient in two roles of a fold, each case tested once, every class of the cohort in every training part"
-    roles = folds[[f'fold_{k}' for k in range(1, n_folds + 1)]]
-    assert ((roles == 'test').sum(axis=1) == 1).all(), "a case is tested twice or never"
-    for k in roles:
-        assert (folds.groupby('patient_id')[k].nunique() == 1).all(), f"a patient has two roles in {k}"
-        assert set(folds.label[folds[k] == 'train']) == set(folds.label), f"a class is missing in training, {k}"
