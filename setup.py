@@ -40,7 +40,7 @@ setup(
     long_description=for_pypi(readme.read_text(encoding="utf-8")) if readme.exists() else cfg["description"],
     long_description_content_type="text/markdown",
     packages=find_packages(include=[cfg["lib_name"], f"{cfg['lib_name']}.*"]),
-    package_data={cfg["lib_name"]: ["py.typed"]},
+    package_data={cfg["lib_name"]: ["py.typed", "templates/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
         "dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split(),
