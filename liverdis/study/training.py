@@ -10,25 +10,50 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import fastai.callback.schedule  # noqa: F401, gives a Learner fit_one_cycle
 import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.learner import Recorder
+from fastai.learner import Learner, Recorder
 
 from ..core import write_atomic
 
 # %% ../../nbs/study/training.ipynb #5187447d
 def seed_all(
     *entropy: int,  # any number of integers
-):
+) -> None:
     "Seed torch, numpy and random from `entropy`."
-    a, b, c = np.random.SeedSequence(entropy).generate_state(3)
-    torch.manual_seed(int(a))
-    np.random.seed(b)
-    random.seed(int(c))
+    for_torch, for_numpy, for_random = np.random.SeedSequence(entropy).generate_state(3)
+    torch.manual_seed(int(for_torch))
+    np.random.seed(for_numpy)
+    random.seed(int(for_random))
+
+# %% ../../nbs/study/training.ipynb #c551c4fd
+def _stateful(learn: Learner) -> list[Callback]:
+    "The callbacks that define `load_state_dict`."  # `hasattr` finds the model's, too: callbacks pass names on
+    return [cb for cb in learn.cbs if 'load_state_dict' in vars(type(cb))]
+
+
+def _save_checkpoint(path: Path, learn: Learner, state: dict[str, Any]) -> None:
+    "Write the file whole or not at all."
+    parts = {'state': state, 'model': learn.model.state_dict(), 'opt': learn.opt.state_dict()['state']}
+    parts |= {cb.name: cb.state_dict() for cb in _stateful(learn)}
+    torch.save(parts, path.with_suffix('.tmp'))
+    os.replace(path.with_suffix('.tmp'), path)
+
+
+def _load_checkpoint(path: Path, learn: Learner) -> dict[str, Any]:
+    "Put everything back into the Learner and its callbacks; the stored `state`."
+    saved = torch.load(path, map_location=learn.dls.device, weights_only=True)
+    learn.model.load_state_dict(saved['model'])
+    learn.create_opt()
+    learn.opt.load_state_dict({**learn.opt.state_dict(), 'state': saved['opt']})
+    for cb in _stateful(learn):
+        cb.load_state_dict(saved[cb.name])
+    return saved['state']
 
 # %% ../../nbs/study/training.ipynb #4d0ef552
 class Checkpoint(Callback):
@@ -38,82 +63,69 @@ class Checkpoint(Callback):
 
     def __init__(
         self,
-        folder: Path,  # for `history.csv` and `checkpoint.pt`
+        folder: str | Path,  # for `history.csv` and `checkpoint.pt`
         seed: int,
-        best: bool,  # keep the best epoch, or else the last
+        best: bool,  # keep the best epoch; if False the last
     ):
         self.folder, self.seed, self.best = Path(folder), seed, best
-        self.state = {'epoch': -1, 'history': [], 'kept': None, 'kept_epoch': None}
-        self.cost, self.saved = 0.0, 0.0
+        self.state: dict[str, Any] = {'epoch': -1, 'history': [], 'kept': None, 'kept_epoch': None}
+        self.file = self.folder / 'checkpoint.pt'
+        self.save_time = self.last_save = 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def file(self):
-        return self.folder / 'checkpoint.pt'
-
     def resume(self) -> int:
-        "Load what is there into the Learner; the epoch to start from."
+        "Load the last checkpoint, if there is one; the epoch to start from."
         if self.file.exists():
-            saved = torch.load(self.file, map_location=self.dls.device, weights_only=True)
-            self.state = saved.pop('state')
-            self.model.load_state_dict(saved['model'])
-            self.learn.create_opt()
-            self.opt.load_state_dict(
-                {**self.opt.state_dict(), 'state': saved['opt']}
-            )  # rates and decay are for `fit` to set
-            for cb in self._stateful():
-                cb.load_state_dict(saved[cb.name])
+            self.state = _load_checkpoint(self.file, self.learn)
         return self.state['epoch'] + 1
 
-    def _stateful(self):
-        return [cb for cb in self.cbs if 'load_state_dict' in vars(type(cb))]
-
-    def before_epoch(self):
+    def before_epoch(self) -> None:
+        "Seed torch, numpy, random and the order of the training cases."
         seed_all(self.seed, self.epoch)
         self.dls.train.rng = random.Random(self.seed + self.epoch)
-        self.began = time.perf_counter()
+        self.epoch_start = time.perf_counter()
 
-    def after_epoch(self):
-        st = self.state
-        if self.epoch <= st['epoch']:
-            return  # an epoch that was skipped on resuming
+    def after_epoch(self) -> None:
+        "Extend the history and keep the weights; save if it is time to."
+        if self.epoch <= self.state['epoch']:
+            return  # fastai runs through the epochs before `start_epoch`, too
+        self._record()
+        if time.perf_counter() - self.last_save > 20 * self.save_time:
+            self._save()
+
+    def _record(self):
         row = dict(zip(self.recorder.metric_names, [self.epoch, *self.learn.final_record]))
-        row['time'] = time.perf_counter() - self.began
-        st['epoch'], st['history'] = self.epoch, [*st['history'], row]
-        if not self.best or row['valid_loss'] <= min(h['valid_loss'] for h in st['history']):
-            st['kept'], st['kept_epoch'] = {k: v.clone() for k, v in self.model.state_dict().items()}, self.epoch
-        write_atomic(self.folder / 'history.csv', pd.DataFrame(st['history']).to_csv(index=False))
-        if time.perf_counter() - self.saved > 20 * self.cost:
-            self.save()
+        row['time'] = time.perf_counter() - self.epoch_start
+        history = [*self.state['history'], row]
+        self.state |= {'epoch': self.epoch, 'history': history}
+        if not self.best or row['valid_loss'] <= min(h['valid_loss'] for h in history):
+            weights = {name: w.clone() for name, w in self.model.state_dict().items()}
+            self.state |= {'kept': weights, 'kept_epoch': self.epoch}
+        write_atomic(self.folder / 'history.csv', pd.DataFrame(history).to_csv(index=False))
 
-    def save(self):
-        t = time.perf_counter()
-        callbacks = {cb.name: cb.state_dict() for cb in self._stateful()}
-        torch.save(
-            {'state': self.state, 'model': self.model.state_dict(), 'opt': self.opt.state_dict()['state'], **callbacks},
-            self.file.with_suffix('.tmp'),
-        )
-        os.replace(self.file.with_suffix('.tmp'), self.file)
-        self.saved = time.perf_counter()
-        self.cost = self.saved - t
+    def _save(self):
+        began = time.perf_counter()
+        _save_checkpoint(self.file, self.learn, self.state)
+        self.last_save = time.perf_counter()
+        self.save_time = self.last_save - began
 
-
+# %% ../../nbs/study/training.ipynb #3fad42d4
 def resumable_fit(
-    learn,  # a Learner, freshly made
+    learn: Learner,  # freshly made
     epochs: int,
-    rate: float,  # learning rate; the highest one if `one_cycle`
-    folder: Path,  # for history and checkpoint
+    lr: float,  # learning rate; the highest one if `one_cycle`
+    folder: str | Path,  # for history and checkpoint
     seed: int,
-    one_cycle: bool,  # or a constant rate
-    best: bool,  # end with the weights of the best validation loss, or else with the last
+    one_cycle: bool,  # if False the rate is constant
+    best: bool,  # end with the weights of the best validation loss; if False with the last
 ) -> Checkpoint:  # its `state` has the history and the epoch kept
     "Fit, or go on fitting after an interruption, and end with the chosen weights in `learn.model`."
-    learn.add_cb(ckpt := Checkpoint(folder, seed, best))
-    start = ckpt.resume()
+    learn.add_cb(checkpoint := Checkpoint(folder, seed, best))
+    start = checkpoint.resume()
     fit = learn.fit_one_cycle if one_cycle else learn.fit
     with learn.no_bar(), learn.no_logging():
         if start < epochs:
-            fit(epochs, rate, start_epoch=start)
-    learn.model.load_state_dict(ckpt.state['kept'])
+            fit(epochs, lr, start_epoch=start)
+    learn.model.load_state_dict(checkpoint.state['kept'])
     learn.model.eval()
-    return ckpt
+    return checkpoint
