@@ -1,55 +1,83 @@
-# `make` lists what there is. Every target that needs it first makes .venv from requirements.lock, and again when the lock or the package's metadata change.
+# `make` lists what there is. Every target that needs it first makes .venv from requirements.lock, and again when the lock
+# or the package's metadata change.
 #   PYTHON=python3.12   the interpreter of a new .venv
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 OUT ?= runs/demo
-TO ?= README.md
+TO ?= .
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
-.PHONY: help venv test reproduce readme publish notebooks export check docs docstest lock build wheeltest clean
+PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+MADE := nbs liverdis pyproject.toml README.md CONTRIBUTING.md
+
+.PHONY: help venv test slowtest reproduce readme publish notebooks export check lint facts docs docstest lock build \
+  wheeltest clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-test: $(STAMP) ## every notebook as a test (nbdev_test), then tests/ (pytest)
+ifdef NB
+test: $(STAMP) ## every notebook as a test, then tests/ and what they cover; or NB="nbs/method/mixture.ipynb ..." alone
+	@for nb in $(NB); do OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing --path $$nb || exit 1; done
+else
+test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PYTEST) --cov --cov-report=term
+endif
 
-reproduce: $(STAMP) ## the paper's experiment on the embedded cohort, reduced (preset demo), into OUT=runs/demo; run again to go on after a stop
+slowtest: $(STAMP) ## every notebook as a test, with the cells that are marked slow
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --flags slow --timing
+
+reproduce: $(STAMP) ## the experiment on the embedded cohort, preset demo, into OUT=runs/demo; run again to go on after a stop
 	$(BIN)/liverdis reproduce --preset demo --out $(OUT)
 
-notebooks: $(STAMP) ## run the notebooks whose outputs are stale and store what they print, or those in NB="nbs/01_ct.ipynb ..."
+notebooks: $(STAMP) ## run the notebooks whose outputs are stale and store what they show, or those in NB="nbs/cohort/ct.ipynb ..."
 	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore::FutureWarning $(BIN)/python tools/run_notebooks.py $(NB)
 
-readme: $(STAMP) ## README.md from what nbs/index.ipynb says and shows
-	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's@\]\(([a-z0-9_/]+\.(ipynb|png))\)@](nbs/\1)@g' >$(TO)
+readme: $(STAMP) ## README.md from what nbs/index.ipynb says and shows, and the list of notebooks in CONTRIBUTING.md
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index.ipynb | \
+	  sed -E 's@\]\(([a-z0-9_/]+\.(ipynb|png)(#[^)]*)?)\)@](nbs/\1)@g' >$(TO)/README.md
+	$(BIN)/python tools/notebooks.py --map $(TO)/CONTRIBUTING.md
 
 publish: $(STAMP) ## keep the small files of OUT (runs/demo) in nbs/results, where notebooks and README quote them
-	mkdir -p nbs/results/$(notdir $(OUT)) && cp $(addprefix $(OUT)/,results.json predictions.csv figures.npz) nbs/results/$(notdir $(OUT))
+	mkdir -p nbs/results/$(notdir $(OUT))
+	cp $(addprefix $(OUT)/,results.json predictions.csv figures.npz) nbs/results/$(notdir $(OUT))
 
-export: $(STAMP) ## notebooks to liverdis/*.py, then clean the notebooks; before every commit
-	$(BIN)/nbdev_export
+export: $(STAMP) ## format and clean the notebooks, then export them to liverdis/; before every commit
+	$(BIN)/ruff format --quiet
 	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
 
-check: $(STAMP) ## fail when a notebook is not clean, its outputs are stale, or liverdis/ is not what the notebooks export; changes nothing
-	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp -R nbs liverdis settings.ini pyproject.toml "$$copy" && \
+check: lint ## lint; and fail if a notebook is not clean, its outputs are stale, or what is made of it is not; changes nothing
+	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp -R $(MADE) settings.ini "$$copy" && \
 	(cd "$$copy" && "$(CURDIR)/$(BIN)/nbdev_export" && "$(CURDIR)/$(BIN)/nbdev_clean") && \
-	for p in nbs liverdis pyproject.toml; do diff -ru -x __pycache__ $$p "$$copy/$$p" || drift=1; done && \
-	$(MAKE) --no-print-directory readme TO="$$copy/README.md" && diff -u README.md "$$copy/README.md" || drift=1; \
-	if [ -n "$$drift" ]; then echo "notebooks, liverdis/ or README.md differ from what is made of them: run \`make export readme\`, look, commit" >&2; exit 1; fi && \
-	$(BIN)/python tools/run_notebooks.py --check && echo 'notebooks clean, their outputs those of a run, liverdis/ in step'
+	$(MAKE) --no-print-directory --silent readme TO="$$copy" && \
+	for p in $(MADE); do diff -ru -x __pycache__ -x .ipynb_checkpoints $$p "$$copy/$$p" || drift=1; done && \
+	if [ -n "$$drift" ]; then echo 'not what is made of the notebooks: run `make export readme`, look, commit' >&2; exit 1; fi
+	$(BIN)/python tools/run_notebooks.py --check
+	@echo 'notebooks clean, their outputs those of a run; liverdis/, README.md and CONTRIBUTING.md in step'
+
+lint: $(STAMP) ## style and docstrings (ruff), types (mypy), spelling (codespell)
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy
+	$(BIN)/codespell . .github
+
+facts: $(STAMP) ## lengths of cells and lines, types, imports that point forward, checks that cannot fail
+	$(BIN)/python tools/facts.py
 
 build: ## sdist and wheel into dist/, checked as PyPI checks them
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools" build' EXIT && rm -rf build dist && \
 	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install --quiet --disable-pip-version-check build twine && \
 	"$$tools/bin/python" -m build && "$$tools/bin/twine" check --strict dist/* && \
-	if tar -tzf dist/*.tar.gz | grep -E '/(nbs|tests|docs|data_manifest)/|\.(ipynb|npz|png|csv)$$'; then echo 'these do not belong into the sdist: see MANIFEST.in' >&2; exit 1; fi
+	if tar -tzf dist/*.tar.gz | grep -E '/(nbs|tests|tools|docs|benchmarks|data_manifest)/|\.(ipynb|npz|png|csv)$$'; then \
+	  echo 'these do not belong into the sdist: see MANIFEST.in' >&2; exit 1; fi
 
-wheeltest: build ## install the wheel with the newest of everything pip finds, in an environment of its own, and use it as the README does
+wheeltest: build ## install the wheel with the newest of everything, in an environment of its own, and use it as the README does
 	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv "$$env" && \
 	"$$env/bin/pip" install --quiet --disable-pip-version-check --progress-bar off dist/*.whl && "$$env/bin/pip" check && \
 	cd "$$env" && "$$env/bin/python" "$(CURDIR)/tools/try_package.py" "$(CURDIR)/README.md"
@@ -61,17 +89,19 @@ docs: $(STAMP) ## the site into _docs, from the notebooks as they are stored; a 
 	  failed=$$?; rm -rf _docs/.doctrees jupyter_execute; exit $$failed
 	@echo "open _docs/index.html, or: $(BIN)/python -m http.server -d _docs"
 
-docstest: $(STAMP) ## the site in a browser: every page, link, picture and width, the search; needs `make docs` and Chromium or Chrome
+docstest: $(STAMP) ## the site in a browser: every page, link, picture and width; after `make docs`, with Chromium or Chrome
 	$(BIN)/pytest docs
 
-lock: ## resolve settings.ini anew into requirements.lock, for all platforms; keeps what still fits, LOCK=--upgrade takes the newest
+lock: ## settings.ini anew into requirements.lock, for all platforms; keeps what still fits, or LOCK=--upgrade
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
 	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install --quiet --disable-pip-version-check uv && \
-	UV_PYTHON_DOWNLOADS=never "$$tools/bin/uv" --no-config pip compile --quiet --universal --python-version $(MIN_PYTHON) --extra dev --generate-hashes \
-	  --no-annotate --custom-compile-command 'make lock' $(LOCK) setup.py --output-file requirements.lock
+	UV_PYTHON_DOWNLOADS=never "$$tools/bin/uv" --no-config pip compile --quiet --universal \
+	  --python-version $(MIN_PYTHON) --extra dev --generate-hashes --no-annotate \
+	  --custom-compile-command 'make lock' $(LOCK) setup.py --output-file requirements.lock
 
 clean: ## remove what is built or cached; runs/, phantom/ and .venv stay
-	rm -rf build dist _proc _docs jupyter_execute *.egg-info .pytest_cache && find nbs liverdis tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	rm -rf build dist _proc _docs jupyter_execute *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
+	find nbs liverdis benchmarks tools docs tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 venv: $(STAMP) ## only the environment
 

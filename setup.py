@@ -42,10 +42,7 @@ setup(
     packages=find_packages(include=[cfg["lib_name"], f"{cfg['lib_name']}.*"]),
     package_data={cfg["lib_name"]: ["py.typed", "templates/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={
-        "dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split(),
-        "bench": cfg["bench_requirements"].split(),
-    },
+    extras_require={"dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split()},
     python_requires=f">={cfg['min_python']}",
     # nbdev finds the API documentation of other libraries through the `nbdev` entry point
     entry_points={

@@ -56,7 +56,7 @@ def plain(text):
 
 
 class Qualified(ast.NodeTransformer):
-    "The library's own classes by full name, `~` that Sphinx shows the last part of; two modules may each have a `Patient`"
+    "The library's own classes by full name, as two modules may each have a `Patient`; of `~a.b` Sphinx shows b"
 
     def __init__(self, space):
         self.space = space
