@@ -33,7 +33,7 @@ def seed_all(
 
 # %% ../../nbs/study/training.ipynb #c551c4fd
 def _stateful(learn: Learner) -> list[Callback]:
-    "The callbacks that define `load_state_dict`."  # `hasattr` finds the model's, too: callbacks pass names on
+    "The callbacks with a state of their own. (`hasattr` would find that of the model: callbacks pass names on to it.)"
     return [cb for cb in learn.cbs if 'load_state_dict' in vars(type(cb))]
 
 
