@@ -50,7 +50,7 @@ def command(*args, cwd=None):
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=os.environ | {'MANIFEST_COLUMNS': '200'},
+        env=os.environ | {'COLUMNS': '200'},
     )
 
 
@@ -425,7 +425,7 @@ def test_only_what_changed_is_redone(tmp_path):
 def test_a_stop_in_the_middle_leaves_no_half_cohort(tmp_path, monkeypatch):
     src, out = example(tmp_path / 'src'), tmp_path / 'out'
     ingest(src, out, TUMOUR)
-    import liverdis.cohort.ingest as module
+    import liverdis.cohort.case_files as module
 
     calls = []
 
@@ -517,7 +517,7 @@ def test_qc_page_names_every_case_and_skip(tmp_path):
 
 
 def test_a_cache_larger_than_its_memory(tmp_path):
-    "Writing and mapping 30,000 regions (470 MB) in a process whose on_device memory must not grow with them; only the pages that are looked at are read"
+    "Writing and mapping 30,000 regions (470 MB) in a process whose resident memory must not grow with them; only the pages that are looked at are read"
     script = f"""
 import resource, sys, numpy as np
 from liverdis.cohort.roi import stream_rois
@@ -540,7 +540,7 @@ def test_the_how_to_on_real_patients(tmp_path):
     import nbformat
     from nbclient import NotebookClient
 
-    nb = nbformat.read(Path(__file__).parents[1] / 'nbs/howto/own_ct.ipynb', 4)
+    nb = nbformat.read(Path(__file__).parents[1] / 'nbs/tutorials/own_ct.ipynb', 4)
     nb.cells.append(
         nbformat.v4.new_code_cell(
             "print('COUNTS', dict(m.df.label.value_counts()), found.probabilities.shape, sorted(measured.structure[measured.label == 'metastasis'].unique()))"
