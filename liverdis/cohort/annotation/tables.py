@@ -6,191 +6,264 @@
 __all__ = ['read_table', 'table_kind', 'lesion_table', 'list_table', 'read_boxes', 'read_polygons']
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #eadd8f3b
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from .contours import fill_polygons
-from .structures import Structure, select_structures
+from .structures import SliceStack, Structure, select_structures
 from ...core import InputError, brief
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #7b652433
-def read_table(path) -> pd.DataFrame:  # all cells text
-    "A CSV of boxes or polygons"
+def _read_csv(path: str | Path) -> pd.DataFrame:
     try:
-        df = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding='utf-8-sig').rename(
-            columns=str.strip
-        )
+        return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding='utf-8-sig')
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror}); give the path of a CSV table") from e
     except ValueError as e:
         raise InputError(f"{path}: is not a CSV table ({brief(e)}); save it as comma-separated UTF-8 text") from e
+
+
+def read_table(
+    path: str | Path,  # CSV
+) -> pd.DataFrame:  # all cells text
+    "A CSV of boxes or polygons as it stands; `InputError` if it is no table."
+    df = _read_csv(path).rename(columns=str.strip)
     if not isinstance(df.index, pd.RangeIndex):
         raise InputError(f"{path}: its rows have more cells than the first row has names; name every column")
     return df
 
+# %% ../../../nbs/cohort/annotation/tables.ipynb #f270ecbc
+_DEEPLESION = {'File_name', 'Bounding_boxes'}  # columns that no other table has
 
-def table_kind(path) -> str:  # 'boxes', 'polygons' or None
-    "What a CSV outlines, from its columns"
+
+def table_kind(
+    path: str | Path,  # CSV
+) -> str | None:  # 'boxes', 'polygons', or None for any other file
+    "What a CSV outlines, from its columns."
     try:
         columns = set(pd.read_csv(path, nrows=0, encoding='utf-8-sig').columns.str.strip())
-    except Exception:
-        return None  # no table
-    if {'File_name', 'Bounding_boxes'} <= columns:
+    except Exception:  # not a table, in any of many ways
+        return None
+    if _DEEPLESION <= columns:
         return 'boxes'
     if 'lesion' not in columns:
         return None
-    return 'boxes' if {'row_min', 'x_min_mm'} & columns else 'polygons' if {'row', 'x_mm'} & columns else None
+    if columns & {'row_min', 'x_min_mm'}:
+        return 'boxes'
+    return 'polygons' if columns & {'row', 'x_mm'} else None
 
+# %% ../../../nbs/cohort/annotation/tables.ipynb #9083b7de
+def _from_deeplesion(df: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    "DeepLesion's table with the columns lesion, image and those of a box"
+    try:
+        corners = np.array([[float(v) for v in box.split(',')] for box in df.Bounding_boxes]).reshape(len(df), 4)
+    except ValueError as e:
+        raise InputError(f"{path}: Bounding_boxes are not all of four numbers; give 'x1, y1, x2, y2' in pixels") from e
+    x1, y1, x2, y2 = corners.T
+    number = (df.groupby('File_name').cumcount() + 1).astype(str)
+    kind = df.get('Coarse_lesion_type', pd.Series('', df.index)).str.strip()
+    lesion = df.File_name + ':' + number + ' type' + kind
+    box = dict(col_min=np.ceil(x1), row_min=np.ceil(y1), col_max=np.floor(x2), row_max=np.floor(y2))
+    return df.assign(lesion=lesion, image=df.File_name, **box)
 
-def lesion_table(path) -> pd.DataFrame:
-    "A CSV of boxes or polygons with the columns lesion and image; DeepLesion's is brought into that form"
+# %% ../../../nbs/cohort/annotation/tables.ipynb #99926a86
+def lesion_table(
+    path: str | Path,  # CSV
+) -> pd.DataFrame:
+    "A CSV of boxes or polygons in the form above, DeepLesion's too; `InputError` for a row without a lesion."
     df = read_table(path)
-    if {'File_name', 'Bounding_boxes'} <= set(df):
-        try:
-            x0, y0, x1, y1 = (
-                np.array([[float(v) for v in box.split(',')] for box in df.Bounding_boxes]).reshape(len(df), 4).T
-            )
-        except ValueError as e:
-            raise InputError(
-                f"{path}: Bounding_boxes are not all of four numbers; give 'x1, y1, x2, y2' in pixels"
-            ) from e
-        number = df.groupby('File_name').cumcount() + 1
-        return df.assign(
-            lesion=df.File_name
-            + ':'
-            + number.astype(str)
-            + ' type'
-            + df.get('Coarse_lesion_type', pd.Series('', df.index)).str.strip(),
-            image=df.File_name,
-            col_min=np.ceil(x0),
-            row_min=np.ceil(y0),
-            col_max=np.floor(x1),
-            row_max=np.floor(y1),
-        )
+    if _DEEPLESION <= set(df):
+        return _from_deeplesion(df, path)
     if 'lesion' not in df:
         raise InputError(f"{path}: has no column lesion; give each box or vertex the id of its lesion")
     if not len(df):
         raise InputError(f"{path}: has no rows; add one for each box or vertex")
-    if (blank := np.flatnonzero(df.lesion == '')).size:
+    blank = np.flatnonzero(df.lesion == '')
+    if blank.size:
         raise InputError(f"{path}: row {blank[0] + 2} has no lesion; give it the id of its lesion")
     return df
 
 
-def list_table(paths):
-    return [(k, k) for k in dict.fromkeys(lesion_table(paths[0]).lesion)]
+def list_table(
+    paths: Sequence[str | Path],  # one CSV
+) -> list[tuple[str, str]]:  # (key, name)
+    "The lesions of a table, in its order."
+    return [(lesion, lesion) for lesion in dict.fromkeys(lesion_table(paths[0]).lesion)]
 
-
-def _columns(df, names, path):
-    if missing := [n for n in names if n not in df]:
+# %% ../../../nbs/cohort/annotation/tables.ipynb #53f92c64
+def _number_columns(df: pd.DataFrame, names: Sequence[str], path: str | Path) -> np.ndarray:  # (N, columns) float
+    "Columns as numbers; `InputError` for a column that is missing or a cell that is no number"
+    missing = [n for n in names if n not in df]
+    if missing:
         raise InputError(
             f"{path}: has no column {', '.join(missing)}; give pixels or millimetres, and the image or z_mm"
         )
     values = df[list(names)].apply(pd.to_numeric, errors='coerce').to_numpy(float)
-    for row, column in np.argwhere(~np.isfinite(values))[:1]:
-        raise InputError(
-            f"{path}: row {df.index[row] + 2}, {names[column]}: found {df[names[column]].iloc[row]!r}; give numbers"
-        )
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        row, column = wrong[0]
+        found = df[names[column]].iloc[row]
+        raise InputError(f"{path}: row {df.index[row] + 2}, {names[column]}: found {found!r}; give numbers")
     return values
 
-
-def _ranks(df, stack, path):
-    "Rank of the slice of each row, -1 for another image"
-    z = _columns(df, ('z_mm',), path)[:, 0] if 'z_mm' in df or 'image' not in df else None
-    if z is not None and not stack.placed:
+# %% ../../../nbs/cohort/annotation/tables.ipynb #79c529ba
+def _z_distance(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndarray:  # (N, slices) mm
+    "How far each row lies from each slice"
+    z = _number_columns(df, ['z_mm'], path)
+    if not stack.placed:
         raise InputError(f"{path}: holds z_mm, and the CT has no position to compare with; name the image")
-    far = None if z is None else np.abs(z[:, None] - [s.position_mm[2] for s in stack.slices])
-    if 'image' not in df:
-        return np.where(far.min(1) <= stack.step_mm / 2 + 1e-3, far.argmin(1), -1)
-    named = {
-        n: stack.by_name.get(n.replace('\\', '/')) or stack.by_name.get(Path(n).name, []) for n in df.image.unique()
-    }
-    for name, ranks in named.items():
-        if len(ranks) > 1 and z is None:
+    return np.abs(z - np.array([s.position_mm[2] for s in stack.slices if s.position_mm]))
+
+
+def _ranks_by_z(distance: np.ndarray, stack: SliceStack) -> np.ndarray:
+    return np.where(distance.min(1) <= stack.step_mm / 2 + 1e-3, distance.argmin(1), -1)
+
+# %% ../../../nbs/cohort/annotation/tables.ipynb #63534d5b
+def _ranks_named(name: str, stack: SliceStack) -> list[int]:
+    "Ranks of the slices that a table may mean by a name, with its folder or without"
+    return stack.by_name.get(name.replace('\\', '/')) or stack.by_name.get(Path(name).name, [])
+
+
+def _require_one_slice(ranks: dict[str, list[int]], path: str | Path) -> None:
+    for name, found in ranks.items():
+        if len(found) > 1:
             raise InputError(
-                f"{path}: {name!r} may be any of {len(ranks)} slices; name them by SOPInstanceUID, or add a column z_mm"
+                f"{path}: {name!r} may be any of {len(found)} slices; name them by SOPInstanceUID, or add a column z_mm"
             )
-    return np.array(
-        [
-            -1 if not ranks else ranks[0] if len(ranks) == 1 else ranks[far[i, ranks].argmin()]
-            for i, ranks in enumerate(df.image.map(named))
-        ]
-    )
 
 
-def _asked_rows(paths, stack, keys):
-    "The rows of a table that are asked for and on these slices, their ranks, and the lesions asked for"
-    (path,) = paths
+def _nearest(ranks: list[int], distance: np.ndarray) -> int:
+    "The one of `ranks` that is nearest, -1 if there is none"
+    return ranks[int(distance[ranks].argmin())] if ranks else -1
+
+# %% ../../../nbs/cohort/annotation/tables.ipynb #a42288da
+def _row_ranks(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndarray:  # (N,) int
+    "Rank of the slice of each row, -1 for a row of another image"
+    if 'image' not in df:
+        return _ranks_by_z(_z_distance(df, stack, path), stack)
+    named = {name: _ranks_named(name, stack) for name in df.image.unique()}
+    if 'z_mm' in df:
+        distance = _z_distance(df, stack, path)
+        return np.array([_nearest(named[name], d) for name, d in zip(df.image, distance)], int)
+    _require_one_slice(named, path)
+    return np.array([named[name][0] if named[name] else -1 for name in df.image], int)
+
+# %% ../../../nbs/cohort/annotation/tables.ipynb #6ec32cd0
+class _Rows(NamedTuple):
+    "The rows of a table that are asked for and lie on the slices"
+
+    df: pd.DataFrame
+    ranks: np.ndarray  # (N,) of the slice of each row
+    lesions: list[str]  # asked for, on these slices or not
+
+
+def _asked_rows(path: str | Path, stack: SliceStack, keys: Iterable[str] | None) -> _Rows:
     df = lesion_table(path)
-    lesions = select_structures(path, 'lesion', {k: k for k in df.lesion}, keys)
-    df = df[df.lesion.isin(list(lesions))]
-    ranks = _ranks(df, stack, path)
-    return df[ranks >= 0], ranks[ranks >= 0], lesions
+    lesions = list(select_structures(path, 'lesion', {k: k for k in df.lesion}, keys))
+    df = df[df.lesion.isin(lesions)]
+    ranks = _row_ranks(df, stack, path)
+    return _Rows(df[ranks >= 0], ranks[ranks >= 0], lesions)
+
+# %% ../../../nbs/cohort/annotation/tables.ipynb #115e8f34
+class _PointColumns(NamedTuple):
+    "The columns that hold a point, in pixels or in millimetres"
+
+    pixels: tuple[str, str]  # row, column
+    mm: tuple[str, str]  # x, y
 
 
-def _at_pixels(df, ranks, names, stack, path):
-    "Rows and columns of points given in pixels, or by x and y in millimetres on the plane of their slice"
-    if names[0] in df:
-        return _columns(df, names[:2], path)
-    xy, found = _columns(df, names[2:], path), np.empty((len(df), 2))
-    for rank in np.unique(ranks):
-        s = stack.slices[rank]
+_VERTEX = _PointColumns(('row', 'col'), ('x_mm', 'y_mm'))
+_FIRST = _PointColumns(('row_min', 'col_min'), ('x_min_mm', 'y_min_mm'))
+_LAST = _PointColumns(('row_max', 'col_max'), ('x_max_mm', 'y_max_mm'))
+
+# %% ../../../nbs/cohort/annotation/tables.ipynb #9ae1ef84
+def _at_pixels(
+    rows: _Rows,
+    columns: _PointColumns,
+    stack: SliceStack,
+    path: str | Path,
+) -> np.ndarray:  # (N,2) rows and columns, not rounded
+    "The points of a table on the pixels of their slices"
+    if columns.pixels[0] in rows.df:
+        return _number_columns(rows.df, columns.pixels, path)
+    xy, found = _number_columns(rows.df, columns.mm, path), np.empty((len(rows.df), 2))
+    for rank in np.unique(rows.ranks):
+        s, here = stack.slices[rank], rows.ranks == rank
         if not stack.placed or abs(s.axes[2, :2]).max() > 1e-2:
             raise InputError(
                 f"{path}: holds x and y in millimetres, and the slices are not axial or have no position; give pixels"
             )
-        found[ranks == rank] = s.to_pixels(
-            np.column_stack([xy[ranks == rank], np.full((ranks == rank).sum(), s.position_mm[2])])
-        )[:, :2]
+        points = np.column_stack([xy[here], np.full(here.sum(), s.position_mm[2])])
+        found[here] = s.to_pixels(points)[:, :2]
     return found
 
-
-def read_boxes(paths, stack, keys):
-    df, ranks, lesions = _asked_rows(paths, stack, keys)
-    corners = [
-        _at_pixels(df, ranks, (f'row_{e}', f'col_{e}', f'x_{e}_mm', f'y_{e}_mm'), stack, paths[0])
-        for e in ('min', 'max')
-    ]
-    boxes = np.column_stack(
-        [np.ceil(corners[0]), np.floor(corners[1])]
-        if 'row_min' in df
-        else [np.rint(np.minimum(*corners)), np.rint(np.maximum(*corners))]
-    ).astype(int)  # row, col, row, col
-    found = {k: {} for k in lesions}
-    for index, lesion, rank, (r0, c0, r1, c1) in zip(df.index, df.lesion, ranks, boxes):
-        shape = stack.slices[rank].shape
-        if r1 < r0 or c1 < c0 or r1 < 0 or c1 < 0 or r0 >= shape[0] or c0 >= shape[1]:
-            raise InputError(
-                f"{paths[0]}: row {index + 2}: rows {r0} to {r1}, columns {c0} to {c1} are no box on {shape[0]} x {shape[1]} pixels; correct the row"
-            )
-        found[lesion].setdefault(int(rank), np.zeros(shape, bool))[max(0, r0) : r1 + 1, max(0, c0) : c1 + 1] = True
-    return [Structure(k, k, dict(sorted(masks.items())), ('a box, no outline',)) for k, masks in found.items()]
+# %% ../../../nbs/cohort/annotation/tables.ipynb #10815add
+def _box_pixels(rows: _Rows, stack: SliceStack, path: str | Path) -> np.ndarray:  # (N,4) int
+    "First row, first column, last row and last column of each box"
+    first, last = _at_pixels(rows, _FIRST, stack, path), _at_pixels(rows, _LAST, stack, path)
+    if 'row_min' in rows.df:
+        ends = [np.ceil(first), np.floor(last)]
+    else:
+        ends = [np.rint(np.minimum(first, last)), np.rint(np.maximum(first, last))]
+    return np.column_stack(ends).astype(int)
 
 
-def read_polygons(paths, stack, keys):
-    df, ranks, lesions = _asked_rows(paths, stack, keys)
-    points, contour = (
-        _at_pixels(df, ranks, ('row', 'col', 'x_mm', 'y_mm'), stack, paths[0]),
-        df.get('contour', pd.Series('', df.index)),
-    )
-    on, short = {k: defaultdict(list) for k in lesions}, defaultdict(int)
-    for (lesion, rank, _), rows in (
-        pd.DataFrame(dict(lesion=df.lesion.to_numpy(), rank=ranks, contour=contour.to_numpy()))
-        .groupby(['lesion', 'rank', 'contour'], sort=False)
-        .indices.items()
-    ):
-        if len(rows) < 3:
+def _box_mask(box: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray:
+    "The part of a box within the image; `InputError` if there is none"
+    r0, c0, r1, c1 = box
+    if r1 < r0 or c1 < c0 or r1 < 0 or c1 < 0 or r0 >= shape[0] or c0 >= shape[1]:
+        raise InputError(
+            f"{where}: rows {r0} to {r1}, columns {c0} to {c1} are no box on {shape[0]} x {shape[1]} pixels; "
+            "correct the row"
+        )
+    mask = np.zeros(shape, bool)
+    mask[max(0, r0) : r1 + 1, max(0, c0) : c1 + 1] = True
+    return mask
+
+# %% ../../../nbs/cohort/annotation/tables.ipynb #e7671020
+def read_boxes(
+    paths: Sequence[str | Path],  # one CSV
+    stack: SliceStack,  # the series
+    keys: Iterable[str] | None = None,  # ids of lesions; None for all
+) -> list[Structure]:
+    "Read a table of boxes; `InputError` for a row that is no box on its slice."
+    (path,) = paths
+    rows = _asked_rows(path, stack, keys)
+    masks: dict[str, dict[int, np.ndarray]] = {lesion: {} for lesion in rows.lesions}
+    for index, lesion, rank, box in zip(rows.df.index, rows.df.lesion, rows.ranks, _box_pixels(rows, stack, path)):
+        mask = _box_mask(box, stack.slices[rank].shape, f'{path}: row {index + 2}')
+        masks[lesion][int(rank)] = masks[lesion].get(int(rank), False) | mask
+    return [Structure(k, k, dict(sorted(on.items())), ('a box, no outline',)) for k, on in masks.items()]
+
+# %% ../../../nbs/cohort/annotation/tables.ipynb #470b0084
+def read_polygons(
+    paths: Sequence[str | Path],  # one CSV
+    stack: SliceStack,  # the series
+    keys: Iterable[str] | None = None,  # ids of lesions; None for all
+) -> list[Structure]:
+    "Read a table of polygons, filled by the even-odd rule."
+    (path,) = paths
+    rows = _asked_rows(path, stack, keys)
+    points = _at_pixels(rows, _VERTEX, stack, path)
+    contour = rows.df.get('contour', pd.Series('', rows.df.index))
+    table = pd.DataFrame(dict(lesion=rows.df.lesion.to_numpy(), rank=rows.ranks, contour=contour.to_numpy()))
+    polygons: dict[str, dict[int, list]] = {lesion: defaultdict(list) for lesion in rows.lesions}
+    short: Counter[str] = Counter()  # polygons of fewer than three points
+    for (lesion, rank, _), vertices in table.groupby(['lesion', 'rank', 'contour'], sort=False).indices.items():
+        if len(vertices) < 3:
             short[lesion] += 1
         else:
-            on[lesion][int(rank)].append(points[rows])
-    return [
-        Structure(
-            k,
-            k,
-            {r: m for r, p in sorted(contours.items()) if (m := fill_polygons(p, stack.slices[r].shape)).any()},
-            (f'{short[k]} contours of fewer than three points left out',) * (short[k] > 0),
-        )
-        for k, contours in on.items()
-    ]
+            polygons[lesion][int(rank)].append(points[vertices])
+    return [_filled(lesion, polygons[lesion], short[lesion], stack) for lesion in rows.lesions]
+
+
+def _filled(lesion: str, polygons: dict[int, list], n_short: int, stack: SliceStack) -> Structure:
+    filled = {rank: fill_polygons(p, stack.slices[rank].shape) for rank, p in sorted(polygons.items())}
+    masks = {rank: mask for rank, mask in filled.items() if mask.any()}
+    notes = (f'{n_short} contours of fewer than three points left out',) if n_short else ()
+    return Structure(lesion, lesion, masks, notes)
