@@ -6,6 +6,9 @@
 __all__ = ['GAP_MM', 'near_lesions', 'sample_healthy', 'place_healthy']
 
 # %% ../../nbs/cohort/healthy.ipynb #e3bbda57
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from scipy import ndimage
 
@@ -14,32 +17,56 @@ from ..core import InputError
 
 # %% ../../nbs/cohort/healthy.ipynb #aff00d19
 def _grown(mask, radius_mm, spacing_mm):
-    "A mask and all pixels up to `radius_mm` from it"
+    "A mask and all pixels up to `radius_mm` from it."
     if not mask.any():
         return mask
     top, bottom, left, right = bounding_box(mask)
-    at = tuple(
-        slice(max(0, low - pad), high + pad + 1)
-        for low, high, pad in zip((top, left), (bottom, right), np.ceil(np.divide(radius_mm, spacing_mm)).astype(int))
-    )
+    down, across = np.ceil(np.divide(radius_mm, spacing_mm)).astype(int)
+    around = np.s_[max(0, top - down) : bottom + down + 1, max(0, left - across) : right + across + 1]
     grown = np.zeros_like(mask)
-    grown[at] = ndimage.distance_transform_edt(~mask[at], sampling=spacing_mm) <= radius_mm
+    grown[around] = ndimage.distance_transform_edt(~mask[around], sampling=spacing_mm) <= radius_mm
     return grown
 
-
+# %% ../../nbs/cohort/healthy.ipynb #cbb5321a
 def near_lesions(
-    lesions: dict,  # rank of a slice to the mask of all lesions on it, (H,W) bool
-    normal_positions_mm,  # of all slices of the series, by rank
+    lesions: dict[int, np.ndarray],  # rank of a slice to the mask of all lesions on it, (H,W) bool
+    normal_positions_mm: Sequence[float],  # of all slices of the series, by rank
     rank: int,  # the slice asked about
-    gap_mm: float,
-    spacing_mm=(1.0, 1.0),  # from row to row, from column to column
-) -> np.ndarray:  # (H,W) bool, or None if no lesion is near
-    "Pixels of a slice that lie within `gap_mm` of a lesion of any slice"
-    away = {k: abs(normal_positions_mm[k] - normal_positions_mm[rank]) for k in lesions}
-    near = [_grown(lesions[k], np.sqrt(gap_mm**2 - dz**2), spacing_mm) for k, dz in away.items() if dz <= gap_mm]
+    gap_mm: float,  # how near is near
+    spacing_mm: tuple[float, float] = (1.0, 1.0),  # from row to row, from column to column
+) -> np.ndarray | None:  # (H,W) bool, None if no lesion is near
+    "Pixels of a slice that lie within `gap_mm` of a lesion of any slice."
+    near = []
+    for k, mask in lesions.items():
+        dz = abs(normal_positions_mm[k] - normal_positions_mm[rank])
+        if dz <= gap_mm:
+            near.append(_grown(mask, np.sqrt(gap_mm**2 - dz**2), spacing_mm))
     return np.logical_or.reduce(near) if near else None
 
+# %% ../../nbs/cohort/healthy.ipynb #891b7de3
+def _free_corners(healthy, h, w):
+    "Upper left corners of the `h` x `w` rectangles that are all healthy."
+    sums = np.pad(healthy, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    return sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w] == h * w
 
+# %% ../../nbs/cohort/healthy.ipynb #6ff65199
+def _size_px(side, spacing_mm):
+    "Rows and columns of a square whose side is that of `side` rows, rounded up."
+    return int(np.ceil(side)), int(np.ceil(side * (spacing_mm[0] / spacing_mm[1])))
+
+# %% ../../nbs/cohort/healthy.ipynb #e5cdb818
+def _draw_boxes(healthy, side, n, rng, spacing_mm):
+    "Up to `n` squares in a mask that do not overlap; fewer when there is no room."
+    h, w = _size_px(side, spacing_mm)
+    free = _free_corners(healthy, h, w)
+    boxes: list[Box] = []
+    while len(boxes) < n and free.any():
+        r, c = rng.choice(np.argwhere(free))
+        boxes.append(Box(int(r), int(c), h, w / h))
+        free[max(0, r - h + 1) : r + h, max(0, c - w + 1) : c + w] = False
+    return boxes
+
+# %% ../../nbs/cohort/healthy.ipynb #4f86dcab
 def sample_healthy(
     liver_mask: np.ndarray,  # (H,W) bool
     lesion_mask: np.ndarray,  # (H,W) bool, all lesions of the slice
@@ -47,94 +74,121 @@ def sample_healthy(
     n: int,  # squares wanted
     rng: np.random.Generator,  # the same state gives the same squares
     gap_mm: float,  # least distance from a square to any lesion
-    spacing_mm=(1.0, 1.0),  # from row to row, from column to column
-) -> list:  # of `Box`
-    "Squares of healthy parenchyma that do not overlap; `InputError` if there is no room"
-    aspect = spacing_mm[0] / spacing_mm[1]
-    h, w = int(np.ceil(diameter_px)), int(np.ceil(diameter_px * aspect))
+    spacing_mm: tuple[float, float] = (1.0, 1.0),  # from row to row, from column to column
+) -> list[Box]:
+    "Squares of healthy parenchyma that do not overlap; `InputError` if there is no room."
     healthy = liver_mask & ~_grown(lesion_mask, gap_mm, spacing_mm)
-    sums = np.pad(healthy, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    free = (
-        sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w] == h * w
-    )  # upper left corners of squares that are all healthy
-    boxes = []
-    while len(boxes) < n and free.any():
-        r, c = rng.choice(np.argwhere(free))
-        boxes.append(Box(int(r), int(c), h, w / h))
-        free[max(0, r - h + 1) : r + h, max(0, c - w + 1) : c + w] = False
+    boxes = _draw_boxes(healthy, diameter_px, n, rng, spacing_mm)
     if len(boxes) < n:
+        h, w = _size_px(diameter_px, spacing_mm)
         raise InputError(
-            f"room for {len(boxes)} of {n} squares of {h} x {w} pixels in the liver, {gap_mm} mm from lesions; ask for fewer or smaller ones"
+            f"room for {len(boxes)} of {n} squares of {h} x {w} pixels in the liver, {gap_mm} mm from lesions; "
+            "ask for fewer or smaller ones"
         )
     return boxes
 
 # %% ../../nbs/cohort/healthy.ipynb #e3b565fb
 GAP_MM = 10
 
+# %% ../../nbs/cohort/healthy.ipynb #7029d9b4
+class _FreeTissue(NamedTuple):
+    "Where healthy squares may lie on a slice."
 
+    mask: np.ndarray  # bool, cut to the bounding box of the liver
+    top: int  # row of the slice at which the mask begins
+    left: int  # column at which it begins
+    max_side: int  # no square in the mask has a longer side, in pixels
+
+    def without(self, boxes):
+        "The mask, with these boxes of the slice taken out."
+        mask = self.mask.copy()
+        for box in boxes:
+            rows, cols = _covered(box)
+            mask[
+                max(0, rows.start - self.top) : max(0, rows.stop - self.top),
+                max(0, cols.start - self.left) : max(0, cols.stop - self.left),
+            ] = False
+        return mask
+
+# %% ../../nbs/cohort/healthy.ipynb #c5793e90
+def _free_tissue(liver_mask, near):
+    "The free tissue of a slice: its liver without what is near a lesion."
+    top, bottom, left, right = bounding_box(liver_mask)
+    cut = np.s_[top : bottom + 1, left : right + 1]
+    mask = liver_mask[cut] if near is None else liver_mask[cut] & ~near[cut]
+    max_side = 2 * ndimage.distance_transform_cdt(np.pad(mask, 1), 'chessboard').max()
+    return _FreeTissue(mask, top, left, max_side)
+
+# %% ../../nbs/cohort/healthy.ipynb #46faa9eb
+def _covered(box):
+    "Rows and columns of the slice that a box touches."
+    return (
+        slice(box.row, box.row + box.side),
+        slice(int(box.col), int(np.ceil(box.col + box.width))),
+    )
+
+# %% ../../nbs/cohort/healthy.ipynb #b8f32870
+def _middle(box, side):
+    "Rows and columns of the square of `side` rows in the middle of a box."
+    width = int(round(side * box.aspect))
+    row = box.row + (box.side - side) // 2
+    col = int(box.col + (box.width - width) // 2)
+    return slice(row, row + side), slice(col, col + width)
+
+# %% ../../nbs/cohort/healthy.ipynb #4e236beb
+class _Placer:
+    "Places squares in one liver one after another, no two in the same tissue."
+
+    def __init__(self, liver, lesions, normal_positions_mm, spacing_mm, rng):
+        self.liver, self.lesions = liver, lesions
+        self.normal_positions_mm, self.spacing_mm, self.rng = normal_positions_mm, spacing_mm, rng
+        self.taken, self._free = [], {}
+
+    def place(self, side):
+        "Rank and `Box` of a new square of `side` rows; None if no slice has room for it."
+        for rank in map(int, self.rng.permutation(sorted(self.liver))):
+            box = self._place_on(rank, side)
+            if box is not None:
+                self.taken.append((rank, box))
+                return rank, box
+        return None
+
+    def _place_on(self, rank, side):
+        free = self._free_on(rank)
+        if min(side, side * self.spacing_mm[0] / self.spacing_mm[1]) > free.max_side:
+            return None
+        boxes = _draw_boxes(free.without(self._taken_near(rank, side)), side, 1, self.rng, self.spacing_mm)
+        return Box(free.top + boxes[0].row, free.left + boxes[0].col, *boxes[0][2:]) if boxes else None
+
+    def _taken_near(self, rank, side):
+        z = self.normal_positions_mm
+        return [box for k, box in self.taken if abs(z[rank] - z[k]) < side * self.spacing_mm[0]]
+
+    def _free_on(self, rank):
+        if rank not in self._free:
+            near = near_lesions(self.lesions, self.normal_positions_mm, rank, GAP_MM, self.spacing_mm)
+            self._free[rank] = _free_tissue(self.liver[rank], near)
+        return self._free[rank]
+
+# %% ../../nbs/cohort/healthy.ipynb #8737dfa9
 def place_healthy(
-    liver: dict,  # rank of a slice to (H,W) bool
-    lesions: dict,  # the same, of all that must be kept away from
-    normal_positions_mm,  # of all slices
-    spacing_mm,  # from row to row, from column to column
-    diameters_mm,  # of each square without its margin
+    liver: dict[int, np.ndarray],  # rank of a slice to its mask, (H,W) bool
+    lesions: dict[int, np.ndarray],  # the same, of all that must be kept away from
+    normal_positions_mm: Sequence[float],  # of all slices, by rank
+    spacing_mm: tuple[float, float],  # from row to row, from column to column
+    diameters_mm: Sequence[float],  # of each square without its margin
     margin: float,  # on each side, as a share of the diameter
-    rng: np.random.Generator,
-) -> tuple:  # (rank, rows and columns of the square without its margin) for each that was placed, and the diameters that found no room
-    "Places for healthy regions inside the liver, no two in the same tissue"
-    free, placed, taken, missed = {}, [], [], []
+    rng: np.random.Generator,  # the same state gives the same places
+) -> tuple[list, list]:  # (rank, (rows, columns)) of each square without its margin; the diameters that found no room
+    "Places for healthy regions inside the liver, no two in the same tissue."
+    placer = _Placer(liver, lesions, normal_positions_mm, spacing_mm, rng)
+    placed, missed = [], []
     for diameter in diameters_mm:
-        d = max(3, int(round(diameter / spacing_mm[0])))
-        side = int(np.ceil(d * (1 + 2 * margin)))
-        for rank in map(int, rng.permutation(sorted(liver))):
-            if rank not in free:
-                free[rank] = _free(liver, lesions, normal_positions_mm, rank, spacing_mm)
-            mask, top, left, most = free[rank]
-            if min(side, side * spacing_mm[0] / spacing_mm[1]) > most:
-                continue
-            for k, at in taken:
-                if abs(normal_positions_mm[rank] - normal_positions_mm[k]) < side * spacing_mm[0]:
-                    mask = _without(mask, top, left, at)
-            try:
-                (box,) = sample_healthy(mask, np.zeros_like(mask), side, 1, rng, 0, spacing_mm)
-            except InputError:
-                continue
-            row, col, width = top + box.row + (side - d) // 2, left + box.col, int(round(d * box.aspect))
-            taken.append(
-                (
-                    rank,
-                    (
-                        slice(top + box.row, top + box.row + side),
-                        slice(int(left + box.col), int(np.ceil(left + box.col + box.width))),
-                    ),
-                )
-            )
-            placed.append(
-                (
-                    rank,
-                    (
-                        slice(row, row + d),
-                        slice(int(col + (box.width - width) // 2), int(col + (box.width - width) // 2) + width),
-                    ),
-                )
-            )
-            break
-        else:
+        side = max(3, int(round(diameter / spacing_mm[0])))
+        place = placer.place(int(np.ceil(side * (1 + 2 * margin))))
+        if place is None:
             missed.append(diameter)
+        else:
+            rank, box = place
+            placed.append((rank, _middle(box, side)))
     return placed, missed
-
-
-def _without(mask, top, left, at):
-    "`mask`, whose corner is at `top` and `left` of the slice, without a square of the slice"
-    mask = mask.copy()
-    mask[tuple(slice(max(0, s.start - corner), max(0, s.stop - corner)) for s, corner in zip(at, (top, left)))] = False
-    return mask
-
-
-def _free(liver, lesions, normal_positions_mm, rank, spacing_mm):
-    "Where healthy parenchyma may be on a slice: a mask cut to the liver, its corner, and a side that no square in it exceeds"
-    near = near_lesions(lesions, normal_positions_mm, rank, GAP_MM, spacing_mm)
-    top, bottom, left, right = bounding_box(liver[rank])
-    at = slice(top, bottom + 1), slice(left, right + 1)
-    mask = liver[rank][at] if near is None else liver[rank][at] & ~near[at]
-    return mask, top, left, 2 * ndimage.distance_transform_cdt(np.pad(mask, 1), 'chessboard').max()
