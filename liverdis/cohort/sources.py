@@ -6,6 +6,7 @@
 __all__ = ['texture_features', 'source_probe']
 
 # %% ../../nbs/cohort/sources.ipynb #7ee25181
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -19,61 +20,86 @@ from sklearn.preprocessing import StandardScaler
 from ..core import CLASSES, InputError
 
 # %% ../../nbs/cohort/sources.ipynb #ecb1fe00
-def texture_features(hu):
-    "Level and noise of a region (H,W): median HU, log spread, log of the finest octave of detail, and how much the next three have less of it -> (6,)"
+def texture_features(
+    hu: np.ndarray,  # (H,W) Hounsfield units
+) -> np.ndarray:  # (6,): median HU, log of the spread, log of the finest octave, decrease to each of the next three
+    "Level, spread and noise of a region."
     low, middle, high = np.quantile(hu, (0.05, 0.5, 0.95))
-    scales = [hu, *(gaussian_filter(hu, s) for s in (1, 2, 4, 8))]
-    octaves = np.array(
-        [np.median(np.abs(fine - coarse)) for fine, coarse in pairwise(scales)]
-    )  # the median leaves out the few pixels of an edge
+    blurred = [hu, *(gaussian_filter(hu, sigma) for sigma in (1, 2, 4, 8))]
+    octaves = np.array([np.median(np.abs(fine - coarse)) for fine, coarse in pairwise(blurred)])
     spread, *detail = np.log(np.r_[high - low, octaves] + 1e-3)
     return np.r_[middle, spread, detail[0], -np.diff(detail)]
 
-
-def _tell_sources(looks, sources, permutations, seed):
-    "Balanced accuracy, chance level and p-value of telling the source from `looks`, both one row a patient"
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight='balanced', max_iter=2000))
-    folds = StratifiedKFold(min(5, sources.value_counts().min()), shuffle=True, random_state=seed)
+# %% ../../nbs/cohort/sources.ipynb #16d9e330
+def _tell_sources(
+    features: pd.DataFrame,  # one row a patient
+    sources: pd.Series,  # of each patient
+    permutations: int,
+    seed: int,
+) -> dict[str, float]:
+    "Balanced accuracy, chance level and p-value of telling the source from features."
     found, shuffled, p = permutation_test_score(
-        model,
-        looks.values,
+        make_pipeline(StandardScaler(), LogisticRegression(class_weight='balanced', max_iter=2000)),
+        features.values,
         sources.values,
         scoring='balanced_accuracy',
-        cv=folds,
+        cv=StratifiedKFold(min(5, sources.value_counts().min()), shuffle=True, random_state=seed),
         n_permutations=permutations,
         random_state=seed,
     )
     return dict(balanced_accuracy=found, chance=shuffled.mean(), p_value=p)
 
+# %% ../../nbs/cohort/sources.ipynb #a8894f9e
+_COLUMNS = ['label', 'sources', 'n_patients', 'n_regions', 'balanced_accuracy', 'chance', 'p_value']
 
-def source_probe(
-    rois,  # (N,1,H,W) HU
-    sources,  # (N,) data set of each region
-    labels,  # (N,) class of each region
-    patients,  # (N,) patient of each region
-    permutations=199,  # of the sources between patients; the smallest p-value is 1/(permutations + 1)
-    seed=0,  # of folds and permutations
-) -> pd.DataFrame:  # one row a class: label, sources (with two patients or more), n_patients, n_regions, balanced_accuracy, chance (0 to 1), p_value; NaN where one source has it alone
-    "How well the source is told from pixels within a class. Raises `InputError` if no class has two sources with two patients each, or a patient lies in two sources."
-    table = pd.DataFrame({'source': np.asarray(sources), 'label': np.asarray(labels), 'patient': np.asarray(patients)})
-    many = table.groupby('patient').source.nunique()
-    if (many > 1).any():
+
+def _probe_class(
+    features: pd.DataFrame,  # one row a region of the class
+    table: pd.DataFrame,  # source, label and patient of the same regions
+    permutations: int,
+    seed: int,
+) -> dict:
+    "The probe's row for one class; without numbers where one source has it alone."
+    source = table.groupby('patient').source.first()
+    source = source[source.map(source.value_counts()) > 1]
+    used = table.patient.isin(source.index)
+    names = ', '.join(sorted(set(source)))
+    row = dict(label=table.label.iloc[0], sources=names, n_patients=len(source), n_regions=int(used.sum()))
+    if source.nunique() > 1:
+        means = features[used].groupby(table.patient[used]).mean()
+        row |= _tell_sources(means, source, permutations, seed)
+    return row
+
+# %% ../../nbs/cohort/sources.ipynb #7154218a
+def _check_patients(
+    table: pd.DataFrame,  # source and patient of each region
+) -> None:
+    "`InputError` if a patient lies in two sources."
+    n_sources = table.groupby('patient').source.nunique()
+    if (n_sources > 1).any():
         raise InputError(
-            f"patient {many.idxmax()} lies in {many.max()} sources, so they cannot be told apart by patients; leave it out of all but one"
+            f"patient {n_sources.idxmax()} lies in {n_sources.max()} sources, so they cannot be told apart by "
+            "patients; leave it out of all but one"
         )
-    looks, rows = pd.DataFrame([texture_features(np.asarray(r[0], float)) for r in rois]), []
-    for label in [c for c in CLASSES if c in set(table.label)]:
-        source = table[table.label == label].groupby('patient').source.first()
-        source = source[source.map(source.value_counts()) > 1]
-        regions = table.index[(table.label == label) & table.patient.isin(source.index)]
-        row = dict(label=label, sources=', '.join(sorted(set(source))), n_patients=len(source), n_regions=len(regions))
-        if source.nunique() > 1:
-            row |= _tell_sources(looks.loc[regions].groupby(table.patient[regions]).mean(), source, permutations, seed)
-        rows.append(row)
+
+# %% ../../nbs/cohort/sources.ipynb #105f8bfd
+def source_probe(
+    rois: np.ndarray | Sequence,  # (N,1,H,W) HU
+    sources: Sequence,  # (N,) data set of each region
+    labels: Sequence,  # (N,) class of each region
+    patients: Sequence,  # (N,) patient of each region
+    permutations: int = 199,  # of the sources between patients; the smallest p-value is 1/(permutations + 1)
+    seed: int = 0,  # of folds and permutations
+) -> pd.DataFrame:  # one row a class; `sources` has those with two patients or more; accuracy and chance are 0 to 1
+    "How well the source is told from pixels within a class; `InputError` if no class can be measured."
+    table = pd.DataFrame({'source': np.asarray(sources), 'label': np.asarray(labels), 'patient': np.asarray(patients)})
+    _check_patients(table)
+    features = pd.DataFrame([texture_features(np.asarray(r[0], float)) for r in rois])
+    chosen = [table.label == c for c in CLASSES if (table.label == c).any()]
+    rows = [_probe_class(features[c], table[c], permutations, seed) for c in chosen]
     if not any('p_value' in r for r in rows):
         raise InputError(
-            "no class has two sources with at least two patients each: whether the source can be told cannot be measured; add such patients"
+            "no class has two sources with at least two patients each: whether the source can be told cannot be "
+            "measured; add such patients"
         )
-    return pd.DataFrame(
-        rows, columns=['label', 'sources', 'n_patients', 'n_regions', 'balanced_accuracy', 'chance', 'p_value']
-    )
+    return pd.DataFrame(rows, columns=_COLUMNS)
