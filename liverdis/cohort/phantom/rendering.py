@@ -13,13 +13,16 @@ import numpy as np
 from liverdis.cohort.phantom.anatomy import (
     Canvas,
     draw_bones,
+    draw_gallbladder,
     draw_great_vessels,
     draw_left_side,
     draw_liver_vessels,
     draw_lungs,
     draw_right_kidney,
     draw_wall,
+    liver_bounds,
     liver_distance,
+    paint,
 )
 from .lesions import Appearance, Patch, choose_look, draw_outline
 from .painting import SIZE, cover, merge
@@ -94,22 +97,25 @@ def render_case(
         Canvas(case.patient, case.level, case_rng(case, 'anatomy')),
         case_rng(case, 'geometry'),
     )
-    for draw in (draw_wall, draw_lungs, draw_left_side):
-        draw(c)
-    liver, o = liver_distance(c), draw_outline(geometry, knobs.small)
+    cavity = draw_wall(c)
+    room = draw_lungs(c, cavity)
+    draw_left_side(c, cavity, room)
+    bounds = liver_bounds(c, cavity, room, draw_gallbladder(c, cavity))
+    liver, o = liver_distance(c, cavity, bounds), draw_outline(geometry, knobs.small)
     middle = place(c.axis, liver, o.radius_mm, geometry)
     at = c.box(middle, 1.5 * o.radius_mm)
     x, y = c.axis[None, at[1]] - middle[0], c.axis[at[0], None] - middle[1]
     rho, healthy, rng = o.rho(x, y, ROUGH[case.label]), case.label == 'healthy', case_rng(case, 'look')
     if not healthy:
-        liver[at] = np.maximum(merge(liver[at], (rho - 1) * o.radius_mm, 6), c.bounds[at])  # a mass bulges
-    c.fill(liver, p.liver_hu)
-    draw_liver_vessels(c, liver + 2.5)
+        liver[at] = np.maximum(merge(liver[at], (rho - 1) * o.radius_mm, 6), bounds[at])  # a mass bulges
+    paint(c, liver, p.liver_hu)
+    draw_liver_vessels(c, cavity, liver + 2.5)
     look = choose_look(case.label, o.radius_mm, knobs, rng)
     hu, margin = look(Patch(x, y, rho, o.radius_mm, c.hu[at].copy(), p, knobs, rng))
     c.hu[at] += share_of_slice(rho, o, p.thickness_mm, max(margin, c.px)) * cover(liver[at], c.px) * (hu - c.hu[at])
-    for draw in (draw_bones, draw_great_vessels, draw_right_kidney):
-        draw(c)
+    draw_bones(c, cavity)
+    draw_great_vessels(c, cavity)
+    draw_right_kidney(c, cavity, room)
     lesion = np.zeros(c.hu.shape, bool)
     lesion[at] = (o.rho(x, y, 0.06) < 1) & (liver[at] < 0)  # a reader's outline: as smooth in every class
     return Rendered(
