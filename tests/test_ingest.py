@@ -336,7 +336,7 @@ def test_an_enhanced_file_is_like_its_slices(real_lesion, tmp_path):
 
 @real
 def test_compressed_slices(tmp_path):
-    "Every transfer syntax that a decoder here reads gives the same region; the one without a decoder one line, and the others go on"
+    "Every transfer syntax with a decoder gives the same region; the one without gives one line, and the others go on"
     files = sorted((REALDATA / 'transfer_syntaxes').glob('*.dcm'))
     y, x = np.mgrid[:512, :512]
     for i, f in enumerate(files):
@@ -517,7 +517,7 @@ def test_qc_page_names_every_case_and_skip(tmp_path):
 
 
 def test_a_cache_larger_than_its_memory(tmp_path):
-    "Writing and mapping 30,000 regions (470 MB) in a process whose resident memory must not grow with them; only the pages that are looked at are read"
+    "Writing and mapping 30,000 regions (470 MB) must not fill memory; only the pages that are looked at are read"
     script = f"""
 import resource, sys, numpy as np
 from liverdis.cohort.roi import stream_rois
@@ -543,7 +543,8 @@ def test_the_how_to_on_real_patients(tmp_path):
     nb = nbformat.read(Path(__file__).parents[1] / 'nbs/tutorials/own_ct.ipynb', 4)
     nb.cells.append(
         nbformat.v4.new_code_cell(
-            "print('COUNTS', dict(m.df.label.value_counts()), found.probabilities.shape, sorted(measured.structure[measured.label == 'metastasis'].unique()))"
+            "tumours = sorted(measured.structure[measured.label == 'metastasis'].unique())\n"
+            "print('COUNTS', dict(m.df.label.value_counts()), found.probabilities.shape, tumours)"
         )
     )
     os_environ = os.environ | {'LIVERDIS_REALDATA': str(REALDATA), 'OMP_NUM_THREADS': '1'}

@@ -1,12 +1,15 @@
-"""The recipes in data_manifest: complete, indexed, with commands that the program understands and labels that say no more than the source."""
+"""The recipes in data_manifest: complete, indexed, their commands valid, their labels no more than the source says."""
 
+import os
 import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.main import get_command
 
+from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LABELS, load_labels
 from liverdis.core import CLASSES
 from liverdis.use.cli import app
@@ -15,6 +18,7 @@ FOLDER = Path(__file__).parent.parent / "data_manifest"
 RECIPES = ["chaos", "colorectal-liver-metastases", "deeplesion", "hcc-tace-seg", "ircadb", "lits", "mct-ltdiag"]
 SECTIONS = ["Licence", "Cite", "Size", "Classes", "Get it", "Layout", "Ingest", "Traps"]
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
+REALDATA = Path(os.environ.get("LIVERDIS_REALDATA", FOLDER.parent / "../shared/realdata")).resolve()
 
 
 def recipe(name):
@@ -98,6 +102,9 @@ def test_every_labels_file_belongs_to_a_recipe():
         ("lits", "segmentation-*:1", "volume-128", "liver"),
         ("mct-ltdiag", "liver_mask_pvp", "230218a6", "liver"),
         ("mct-ltdiag", "tumor_*", "230218a6", None),
+        ("deeplesion", "002648_01_01_061.png:1 type4", "2648", None),
+        ("deeplesion", "000001_01_01_109.png:1 type5", "1", "ignore"),
+        ("deeplesion", "000001_01_01_109.png:1 type-1", "1", "ignore"),
     ],
 )
 def test_what_the_labels_say(name, structure, patient, label):
@@ -109,3 +116,41 @@ def test_lits_leaves_out_3d_ircadb(stem):
     labels = load_labels(FOLDER / "lits.labels.csv")
     left_out = [n for n in range(131) if labels.of(("liver_*:1",), (f"{stem}{n}",)) == "ignore"]
     assert left_out == list(range(28, 48))
+
+
+# DeepLesion on real rows: 12 key slices whose boxes, seen by eye, all lie in the liver
+
+deeplesion = pytest.mark.skipif(
+    not (REALDATA / "deeplesion").is_dir(),
+    reason=f"no DeepLesion at {REALDATA}: set LIVERDIS_REALDATA to the folder that holds it",
+)
+
+
+def picked(labels, out):
+    "The structures of the real DeepLesion rows that the recipe's labels file leaves to be named"
+    skipped = ingest(REALDATA / "deeplesion", out, load_labels(labels), "boxes").skipped
+    return skipped.what[skipped.todo.fillna("").str.contains("|", regex=False)]
+
+
+@deeplesion
+def test_deeplesion_recipe_picks_the_liver(tmp_path):
+    table = pd.read_csv(REALDATA / "deeplesion/DL_info.csv")
+    found = picked(FOLDER / "deeplesion.labels.csv", tmp_path / "out")
+    assert len(found) == len(table) == 12 and found.str.endswith("type4").all()
+    (code,) = re.findall(r"Coarse_lesion_type == '(\d)'", recipe("deeplesion"))
+    assert (table.Coarse_lesion_type == int(code)).all() and f"**{code} liver**" in recipe("deeplesion")
+
+
+@deeplesion
+def test_deeplesion_recipe_with_the_code_of_the_lung_picks_nothing(tmp_path):
+    wrong = (FOLDER / "deeplesion.labels.csv").read_text().replace("type5", "type4")
+    (tmp_path / "wrong.csv").write_text(wrong)
+    assert len(picked(tmp_path / "wrong.csv", tmp_path / "out")) == 0
+
+
+@deeplesion
+def test_deeplesion_boxes_are_no_lung(tmp_path):
+    (tmp_path / "labels.csv").write_text("name,label\n* type4,cyst\n")
+    ingest(REALDATA / "deeplesion", tmp_path / "out", load_labels(tmp_path / "labels.csv"), "boxes")
+    measured = pd.read_csv(tmp_path / "out/measurements.csv")
+    assert len(measured) == 12 and measured.hu_mean.between(20, 160).all()  # soft tissue; the lung has -800 HU

@@ -1,4 +1,4 @@
-"""A cohort of one's own with two of the four classes, put together from two sources: joined, checked, trained, reported."""
+"""A cohort of one's own with two of the four classes, from two sources: joined, checked, trained, reported."""
 
 import json
 
