@@ -7,14 +7,16 @@ __all__ = ['mixed_image', 'draw_mix', 'mix_panel']
 
 # %% ../../nbs/use/explore.ipynb #c302980c
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..core import CLASSES
-from ..method.data import TensorROI
+from ..core import CLASS_COLOURS, CLASSES
 from ..method.disentangle import Disentangler
 
 # %% ../../nbs/use/explore.ipynb #786a42b3
@@ -23,61 +25,76 @@ def mixed_image(
     net: Disentangler,  # in evaluation mode
     r_from: torch.Tensor,  # (1,S,S) image that gives r
     c_from: torch.Tensor,  # (K,1,S,S) images that give c
-    weights,  # (K,) not negative, not all zero
+    weights: Sequence[float],  # (K,) not negative, not all zero
 ) -> torch.Tensor:  # (1,S,S)
     "One image from r of one case and a weighted mean of the specified codes of others."
     w = torch.as_tensor(weights, dtype=r_from.dtype)
     c = (w[:, None] / w.sum() * net.spec_encoder(c_from)).sum(0, keepdim=True)
     return net.decode(c, net.unspec_encoder(r_from[None]))[0]
 
+# %% ../../nbs/use/explore.ipynb #d6c94f0c
+def _show(ax: Axes, image: torch.Tensor, title: str, frame: str | None = None) -> None:
+    "An image `(1,S,S)`, grey from 0 to 1, framed in a colour."
+    ax.imshow(image[0].cpu(), cmap='gray', vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=10)
+    for spine in ax.spines.values():
+        spine.set(visible=frame is not None, color=frame, linewidth=3)
 
+# %% ../../nbs/use/explore.ipynb #68037b03
 def draw_mix(
     net: Disentangler,  # in evaluation mode
     r_from: torch.Tensor,  # (1,S,S)
-    c_from: torch.Tensor,  # (K,1,S,S), one image a class
-    weights,  # (K,) not negative, not all zero
+    c_from: torch.Tensor,  # (4,1,S,S), one image a class
+    weights: Sequence[float],  # (4,) not negative, not all zero
 ) -> Figure:
     "The ingredients and, on the right, what the decoder makes of them."
-    share = [w / sum(weights) for w in weights]
-    fig = plt.figure(figsize=(10, 2.1), layout='constrained')
-    titles = ['r from', *(f'{n}\n{v:.0%}' for n, v in zip(CLASSES, share)), 'decoded']
-    for ax, im, title in zip(
-        fig.subplots(1, len(titles)), [r_from, *c_from, mixed_image(net, r_from, c_from, weights)], titles
-    ):
-        TensorROI(im).show(ctx=ax, title=title)
+    fig = plt.figure(figsize=(8.4, 2), layout='constrained')
+    left, *middle, right = fig.subplots(1, 2 + len(CLASSES))
+    _show(left, r_from, 'r from\n')
+    for ax, image, name, w in zip(middle, c_from, CLASSES, weights):
+        _show(ax, image, f'{name}\n{w / sum(weights):.0%}', CLASS_COLOURS[name])
+    _show(right, mixed_image(net, r_from, c_from, weights), 'decoded\n')
     return fig
 
+# %% ../../nbs/use/explore.ipynb #b17a130a
+def _picker(n: int, name: str) -> widgets.IntSlider:
+    "Which of `n` images."
+    return widgets.IntSlider(0, 0, n - 1, description=name)
 
+
+def _share(value: float, present: bool) -> widgets.FloatSlider:
+    "The weight of a class; fixed at 0 for one without images."
+    return widgets.FloatSlider(value, min=0, max=1, step=0.05, description='share', disabled=not present)
+
+
+def _png(fig: Figure) -> bytes:
+    "The figure as a file; closes it."
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=80, format='png')
+    plt.close(fig)
+    return buffer.getvalue()
+
+# %% ../../nbs/use/explore.ipynb #4d31069a
 def mix_panel(
     net: Disentangler,  # in evaluation mode, on the CPU
     images: torch.Tensor,  # (N,1,S,S) to choose from
     labels: torch.Tensor,  # (N,) their classes
 ) -> widgets.VBox:
     "Choose r, choose one c a class, slide the proportions, and see the decoded image."
-    here = [bool((labels == k).any()) for k in range(len(CLASSES))]
-    by_class = [
-        images[labels == k] if here[k] else images[:1] for k in range(len(CLASSES))
-    ]  # a class without images keeps a share of 0
-    slide = lambda n, name: widgets.IntSlider(0, 0, n - 1, description=name)
-    r, picks = slide(len(images), 'r: image'), [slide(len(b), f'c: {n}') for n, b in zip(CLASSES, by_class)]
-    shares = [
-        widgets.FloatSlider(
-            float(k == here.index(True)), min=0, max=1, step=0.05, description='share', disabled=not here[k]
-        )
-        for k in range(len(CLASSES))
-    ]
+    present = [bool((labels == k).any()) for k in range(len(CLASSES))]
+    by_class = [images[labels == k] if there else images[:1] for k, there in enumerate(present)]
+    r = _picker(len(images), 'r: image')
+    picks = [_picker(len(group), f'c: {name}') for group, name in zip(by_class, CLASSES)]
+    shares = [_share(float(k == present.index(True)), there) for k, there in enumerate(present)]
     picture, note = widgets.Image(format='png'), widgets.Label()
 
-    def redraw(_=None):
-        weights = [s.value for s in shares]
-        note.value = '' if sum(weights) else 'give at least one class a share'
-        if not sum(weights):
-            return
-        png = io.BytesIO()
-        fig = draw_mix(net, images[r.value], torch.stack([b[p.value] for b, p in zip(by_class, picks)]), weights)
-        fig.savefig(png, dpi=80)
-        plt.close(fig)
-        picture.value = png.getvalue()
+    def redraw(change: Any = None) -> None:
+        weights = [share.value for share in shares]
+        note.value = '' if any(weights) else 'give at least one class a share'
+        if any(weights):
+            c_from = torch.stack([group[pick.value] for group, pick in zip(by_class, picks)])
+            picture.value = _png(draw_mix(net, images[r.value], c_from, weights))
 
     for control in (r, *picks, *shares):
         control.observe(redraw, 'value')
