@@ -43,9 +43,10 @@ readme: $(STAMP) ## README.md from what nbs/index.ipynb says and shows, and the 
 	  sed -E 's@\]\(([a-z0-9_/]+\.(ipynb|png)(#[^)]*)?)\)@](nbs/\1)@g' >$(TO)/README.md
 	$(BIN)/python tools/notebooks.py --map $(TO)/CONTRIBUTING.md
 
-publish: $(STAMP) ## keep the small files of OUT (runs/demo) in nbs/results, where notebooks and README quote them
+publish: $(STAMP) ## keep the small files of OUT (runs/demo) in nbs/results, for notebooks and README, and draw the latter's picture
 	mkdir -p nbs/results/$(notdir $(OUT))
 	cp $(addprefix $(OUT)/,results.json predictions.csv figures.npz) nbs/results/$(notdir $(OUT))
+	$(BIN)/python tools/readme_figure.py
 
 export: $(STAMP) ## format and clean the notebooks, then export them to liverdis/; before every commit
 	$(BIN)/ruff format --quiet

@@ -179,13 +179,17 @@ def in_order(notebooks: dict[str, Notebook]) -> list[str]:
 
 
 def _sorted_by_use(names, used):
-    left, ordered = set(names), []
-    while left:
-        # The names that wait for nobody; in a circle of imports, those that wait for the fewest.
-        waiting = {n: len(used[n] & left) for n in left}
-        ready = [n for n in left if waiting[n] == min(waiting.values())]
-        ordered.append(min(ready, key=_preference))
-        left.remove(ordered[-1])
+    ordered, visited = [], set()
+
+    def visit(name):
+        if name not in visited:  # in a circle of imports, the first one met comes last
+            visited.add(name)
+            for other in sorted(used[name] & names, key=_preference):
+                visit(other)
+            ordered.append(name)
+
+    for name in sorted(names, key=_preference):
+        visit(name)
     return ordered
 
 

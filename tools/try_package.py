@@ -1,6 +1,6 @@
-"""An installed liverdis as its user meets it; run by the interpreter of an environment that holds the wheel and what pip resolves for it, nothing else.
+"""An installed liverdis as its user meets it: `python tools/try_package.py README.md`.
 
-python tools/try_package.py README.md
+Run it with the interpreter of an environment that holds the wheel and what pip resolves for it, nothing else.
 """
 
 import importlib
@@ -18,8 +18,11 @@ import liverdis
 home = Path(liverdis.__file__).parent
 assert home.parent.name == "site-packages", f"this is a checkout, not an installed package: {home}"
 assert (files("liverdis") / "py.typed").is_file(), "no py.typed: type checkers would not read the annotations"
-for module in pkgutil.iter_modules(liverdis.__path__):
-    importlib.import_module(f"liverdis.{module.name}")
+modules = [m.name for m in pkgutil.walk_packages(liverdis.__path__, "liverdis.")]
+assert {"liverdis.core", "liverdis.cohort.ct", "liverdis.method.models", "liverdis.use.cli"} <= set(modules), modules
+for name in modules:
+    importlib.import_module(name)
+assert any(files("liverdis").joinpath("templates").iterdir()), "no templates: reports could not be written"
 
 readme = Path(sys.argv[1]).read_text(encoding="utf-8")
 blocks = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
@@ -41,4 +44,4 @@ with tempfile.TemporaryDirectory() as tmp:
 
 direct = sorted({re.match(r"[\w.-]+", r)[0] for r in requires("liverdis") if "extra ==" not in r})
 print(f"Python {sys.version.split()[0]}:", ", ".join(f"{name} {version(name)}" for name in [*direct, "fastcore"]))
-print(f"{len(imports)} imports and the commands {', '.join(commands)} of the README work")
+print(f"{len(modules)} modules, {len(imports)} imports and the commands {', '.join(commands)} of the README work")
