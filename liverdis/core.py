@@ -49,7 +49,7 @@ class InputError(ValueError):
 
 # %% ../nbs/core.ipynb #9e3ecab4
 def brief(
-    e: Exception,
+    e: Exception,  # of another library, whose text may have many lines
 ) -> str:
     "The first line of an exception's text, up to a dash."
     return (str(e).strip().splitlines() or [type(e).__name__])[0].split(' - ')[0].rstrip(' :.')
@@ -61,13 +61,13 @@ def show_refusal(
     hide: str | Path = '',  # a path to leave out of the message, such as a temporary folder
     **kwargs: Any,
 ) -> str:  # the message
-    "Print the `InputError` that `f(*args, **kwargs)` raises; `AssertionError` if there is none, or it has several lines."
+    "Print the `InputError` that `f(*args, **kwargs)` raises. `AssertionError` for none, or for several lines."
     try:
         f(*args, **kwargs)
     except InputError as e:
         message = str(e).replace(f'{hide}/', '') if hide else str(e)
     else:
-        raise AssertionError(f'{f.__name__} accepted the input')
+        raise AssertionError(f'{getattr(f, "__name__", f)} accepted the input')
     assert '\n' not in message, message
     print(message)
     return message
