@@ -4,12 +4,13 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
+lib = cfg["lib_name"]
 readme = here / "README.md"
 
 
@@ -39,8 +40,8 @@ setup(
     license_files=["LICENSE"],
     long_description=for_pypi(readme.read_text(encoding="utf-8")) if readme.exists() else cfg["description"],
     long_description_content_type="text/markdown",
-    packages=find_packages(include=[cfg["lib_name"], f"{cfg['lib_name']}.*"]),
-    package_data={cfg["lib_name"]: ["py.typed", "templates/*"]},
+    packages=find_namespace_packages(include=[lib, f"{lib}.*"], exclude=["*.__pycache__"]),
+    package_data={lib: ["py.typed"], f"{lib}.templates": ["*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split()},
     python_requires=f">={cfg['min_python']}",

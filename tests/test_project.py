@@ -242,7 +242,9 @@ def private_imports(path):
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         ours = isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "liverdis")
-        found += [f"{path.relative_to(ROOT)}: {a.name}" for a in node.names if a.name.startswith("_")] if ours else []
+        found += (
+            [f"{path.relative_to(ROOT)}: {a.name}" for a in node.names if re.match("_[^_]", a.name)] if ours else []
+        )
     return found
 
 
