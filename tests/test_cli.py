@@ -5,8 +5,10 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from liverdis.cohort.annotation.readers import ANNOTATION_KINDS
 from liverdis.cohort.manifest import file_checksum, load_manifest
 from liverdis.cohort.phantom.cohort import write_phantom
 from liverdis.use.cli import app
@@ -25,7 +27,9 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture
 def spoil(cohort, tmp_path):
-    """A copy of the cohort whose row `ROW` goes through `change(row, folder)`; checksums are renewed, so that only the fault itself can be found."""
+    """A copy of the cohort whose row `ROW` goes through `change(row, folder)`.
+
+    Checksums are renewed, so that only the fault itself can be found."""
 
     def go(change):
         folder = tmp_path / "cohort"
@@ -111,16 +115,15 @@ FAULTS = {
 def test_bad_input(spoil, tmp_path, fault, command):
     change, words = FAULTS[fault]
     manifest, out = spoil(change), tmp_path / "run"
-    args = (
-        ["check", str(manifest)]
-        if command == "check"
-        else ["reproduce", "--manifest", str(manifest), "--preset", "smoke", "--out", str(out)]
-    )
-    r = CliRunner().invoke(app, args)
+    args = {
+        "check": ["check", str(manifest)],
+        "reproduce": ["reproduce", "--manifest", str(manifest), "--preset", "smoke", "--out", str(out)],
+    }
+    r = CliRunner().invoke(app, args[command])
     assert r.exit_code == 2, r.output
     lines = r.stderr.strip().splitlines()
     assert f"row {ROW}" in lines[0] and (words is None or words in lines[0]), r.stderr
-    assert len(lines) == 1 or command == "check" and len(lines) == 2  # check lists every faulty row, then says how many
+    assert len(lines) == 1 or (command == "check" and len(lines) == 2)  # check lists faulty rows and says how many
     assert not out.exists()
 
 
@@ -136,6 +139,12 @@ def test_too_few_patients(cohort, tmp_path):
     )
     assert r.exit_code == 2 and "cyst" in r.stderr and len(r.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["auto", *ANNOTATION_KINDS])
+def test_annotation_kinds_have_the_names_of_the_library(kind):
+    ingest = get_command(app).commands["ingest"]
+    assert ingest.make_context("ingest", ["src", "--out", "cohort", "--kind", kind]).params["kind"] == kind
 
 
 def test_a_good_manifest_passes(cohort):
