@@ -99,6 +99,14 @@ def _uids(
     }
 
 # %% ../../nbs/cohort/case_files.ipynb #68f4fd35
+_DEIDENTIFIED = dict(
+    PatientIdentityRemoved='YES',
+    DeidentificationMethod='liverdis: pixels and geometry only',
+    BurnedInAnnotation=None,
+    KVP='',
+)
+
+
 def _write_image(
     path: Path,  # file to write
     ct: CTSlice,
@@ -106,21 +114,11 @@ def _write_image(
     ids: Pseudonymizer,
 ) -> None:
     "Write a slice as a new DICOM file of HU, geometry and keyed UIDs."
-    deidentified = dict(
-        PatientName=pid,
-        PatientID=pid,
-        PatientIdentityRemoved='YES',
-        DeidentificationMethod='liverdis: pixels and geometry only',
-        BurnedInAnnotation=None,
-        KVP='',
-    )
-    geometry = dict(
-        SliceThickness=ct.thickness_mm,
-        RescaleIntercept=0,
-        ImageOrientationPatient=list(ct.orientation or (1, 0, 0, 0, 1, 0)),
-    )
+    patient = dict(PatientName=pid, PatientID=pid)
+    orientation = list(ct.orientation or (1, 0, 0, 0, 1, 0))
+    geometry = dict(SliceThickness=ct.thickness_mm, ImageOrientationPatient=orientation, RescaleIntercept=0)
     hu, position = np.round(ct.hu.clip(-1024, 30000)), ct.position_mm or (0, 0, 0)
-    write_slice(path, hu, ct.spacing_mm, position, **deidentified, **_uids(ct, pid, ids), **geometry)
+    write_slice(path, hu, ct.spacing_mm, position, **patient, **_uids(ct, pid, ids), **geometry, **_DEIDENTIFIED)
 
 # %% ../../nbs/cohort/case_files.ipynb #7e148719
 def case_picture(
@@ -166,6 +164,18 @@ class PatientFolder:
         )
 
 # %% ../../nbs/cohort/case_files.ipynb #026155cf
+def _geometry(
+    ct: CTSlice,
+) -> dict[str, float | None]:
+    "The manifest's columns of spacing and thickness, mm."
+    rounded = lambda mm: mm and float(f'{mm:.6g}')
+    return dict(
+        row_spacing_mm=rounded(ct.spacing_mm[0]),
+        col_spacing_mm=rounded(ct.spacing_mm[1]),
+        slice_thickness_mm=rounded(ct.thickness_mm),
+    )
+
+# %% ../../nbs/cohort/case_files.ipynb #70328b33
 def _manifest_row(
     to: PatientFolder,
     case: Case,
@@ -175,7 +185,6 @@ def _manifest_row(
     outline: Path,  # the mask, as written
 ) -> dict[str, Any]:
     "The row of one case in the manifest."
-    rounded = lambda mm: mm and float(f'{mm:.6g}')
     return dict(
         case_id=case.case_id,
         patient_id=to.pid,
@@ -186,9 +195,7 @@ def _manifest_row(
         segment='',
         label=case.label,
         phase=phase,
-        row_spacing_mm=rounded(ct.spacing_mm[0]),
-        col_spacing_mm=rounded(ct.spacing_mm[1]),
-        slice_thickness_mm=rounded(ct.thickness_mm),
+        **_geometry(ct),
         sha256=file_checksum(image, outline),
     )
 

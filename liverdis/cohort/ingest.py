@@ -133,10 +133,10 @@ class _Reading:
         return self.series.slices[0].spacing_mm
 
     @property
-    def positions_mm(self) -> np.ndarray:
+    def positions_mm(self) -> list[float]:
         "Where the slices lie along their normal; one zero where the files do not say."
         slices = self.series.slices
-        return np.array([s.normal_position_mm for s in slices]) if slices[0].position_mm else np.zeros(1)
+        return [s.normal_position_mm for s in slices] if slices[0].position_mm else [0.0]
 
 # %% ../../nbs/cohort/ingest.ipynb #b9b81dd4
 def _ask(
@@ -344,6 +344,26 @@ def _skip_without_room(
         )
         reading.to.skip('healthy parenchyma', reading.series.slices[0].path, reason)
 
+# %% ../../nbs/cohort/ingest.ipynb #4efd73d3
+def _square_case(
+    reading: _Reading,
+    number: int,  # of the square, from 1
+    rank: int,  # of the slice
+    at: tuple[slice, slice],  # rows and columns
+) -> Case:
+    "A square of healthy parenchyma as a case."
+    mask = np.zeros(reading.series.slices[rank].shape, bool)
+    mask[at] = True
+    return Case(
+        case_id=f'{reading.prefix}-healthy-{number}',
+        label='healthy',
+        structure='liver',
+        lesion=number,
+        rank=rank,
+        mask=mask,
+        notes=reading.series.notes,
+    )
+
 # %% ../../nbs/cohort/ingest.ipynb #2a84a530
 def _healthy_cases(
     reading: _Reading,
@@ -354,22 +374,7 @@ def _healthy_cases(
     spacing, margin = reading.spacing_mm, reading.to.options.margin
     placed, missed = place_healthy(reading.liver, reading.avoid, reading.positions_mm, spacing, diameters, margin, rng)
     _skip_without_room(reading, missed)
-    cases = []
-    for k, (rank, at) in enumerate(placed, 1):
-        mask = np.zeros(reading.series.slices[rank].shape, bool)
-        mask[at] = True
-        cases.append(
-            Case(
-                case_id=f'{reading.prefix}-healthy-{k}',
-                label='healthy',
-                structure='liver',
-                lesion=k,
-                rank=rank,
-                mask=mask,
-                notes=reading.series.notes,
-            )
-        )
-    return cases
+    return [_square_case(reading, k, rank, at) for k, (rank, at) in enumerate(placed, 1)]
 
 # %% ../../nbs/cohort/ingest.ipynb #4bd101ab
 def _write_healthy(
@@ -630,6 +635,17 @@ def _finish(
     write_qc(context.out, measured, skipped)
     return Ingested(manifest, skipped, problems, redone, sources)
 
+# %% ../../nbs/cohort/ingest.ipynb #2dde2093
+def _check_apart(
+    src: Path,
+    out: Path,
+) -> None:
+    "`InputError` if the cohort lies inside its source."
+    if out.resolve().is_relative_to(src.resolve()):
+        raise InputError(
+            f"{out}: lies inside {src}; give an --out outside of the source, so that one is not taken for the other"
+        )
+
 # %% ../../nbs/cohort/ingest.ipynb #545064c4
 def ingest(
     src: str | Path,  # folder with images and annotations
@@ -645,10 +661,7 @@ def ingest(
     "Make or renew a cohort. Raises `InputError` if nothing can be done; single failures are in the result."
     src, out, options = Path(src), Path(out), options or IngestOptions()
     check_slices(options.slices)
-    if out.resolve().is_relative_to(src.resolve()):
-        raise InputError(
-            f"{out}: lies inside {src}; give an --out outside of the source, so that one is not taken for the other"
-        )
+    _check_apart(src, out)
     matched = _sizes_of(match) if match else []
     say = progress or (lambda done, total, what: None)
     found, problems = scan_folder(src, kind, jobs, lambda done, total: say(done, total, 'headers'))
