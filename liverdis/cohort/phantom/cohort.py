@@ -6,93 +6,133 @@
 __all__ = ['plan_cohort', 'write_case', 'write_phantom']
 
 # %% ../../../nbs/cohort/phantom/cohort.ipynb #bb667b2e
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..manifest import Manifest, file_checksum, save_manifest
 from .dicom import ct_dataset, seg_dataset
-from .lesions import COUNTS, Appearance
+from .lesions import CALIBRATED, COUNTS, Appearance
 from .rendering import Case, render_case
 from .scanner import draw_patient, keyed_rng
 from ...core import CLASSES, InputError
 
 # %% ../../../nbs/cohort/phantom/cohort.ipynb #7ff1ba3f
-def plan_cohort(
-    counts: dict | None = None,  # class to number of lesions; None for the paper's
-    seed: int = 239,  # of everything in the cohort
-) -> list:  # of `Case`
-    "Spread the lesions over patients with one to four each; a patient mostly has one kind."
+def _lesion_numbers(
+    counts: dict[str, int] | None,  # None for the paper's
+) -> np.ndarray:  # (4,) in the order of CLASSES
+    "How many lesions of each class to make; `InputError` for unknown classes and impossible numbers."
     counts = COUNTS if counts is None else counts
-    if wrong := [k for k in counts if k not in CLASSES]:
+    if wrong := [label for label in counts if label not in CLASSES]:
         raise InputError(f"counts: unknown label {wrong[0]!r}; choose from {', '.join(CLASSES)}")
-    if min(counts.values()) < 0 or not any(counts.values()):
+    if not any(counts.values()) or min(counts.values()) < 0:
         raise InputError(f"counts: {counts} is no number of lesions; give at least one")
-    r, left = keyed_rng(seed, 2), np.array([counts.get(k, 0) for k in CLASSES])
-    most = np.clip(left // 6, 1, 4)  # of one kind in a patient: small cohorts keep enough patients a class
+    return np.array([counts.get(label, 0) for label in CLASSES])
+
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #ee4947dc
+def _deal_patient(
+    left: np.ndarray,  # (4,) lesions of each class to deal; those dealt are taken off
+    most: np.ndarray,  # (4,) of one class in a patient
+    rng: np.random.Generator,
+) -> list[int]:  # indices into CLASSES
+    "The lesions of one patient: a main class, with 20 % of others mixed in."
+    dealt: list[int] = []
+    main = rng.choice(4, p=left / left.sum())
+    for _ in range(rng.choice([1, 2, 3, 4], p=[0.5, 0.25, 0.15, 0.1])):
+        room = left * (np.bincount(dealt, minlength=4) < most)
+        if not room.sum():
+            break
+        kind = main if room[main] and rng.random() < 0.8 else rng.choice(4, p=room / room.sum())
+        dealt.append(int(kind))
+        left[kind] -= 1
+    return dealt
+
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #e6a26130
+def plan_cohort(
+    counts: dict[str, int] | None = None,  # class to number of lesions; None for the paper's 66/81/65/27
+    seed: int = 239,  # of everything in the cohort
+) -> list[Case]:
+    "Spread the lesions over patients with one to four each; a patient mostly has one kind."
+    rng, left = keyed_rng(seed, 2), _lesion_numbers(counts)
+    most = np.clip(left // 6, 1, 4)  # small cohorts keep enough patients a class
     groups = []
     while left.sum():
-        main, groups = r.choice(4, p=left / left.sum()), groups + [[]]
-        for _ in range(r.choice([1, 2, 3, 4], p=[0.5, 0.25, 0.15, 0.1])):
-            room = left * (np.bincount(groups[-1], minlength=4) < most)
-            if not room.sum():
-                break
-            kind = main if room[main] and r.random() < 0.8 else r.choice(4, p=room / room.sum())
-            groups[-1].append(int(kind))
-            left[kind] -= 1
+        groups.append(_deal_patient(left, most, rng))
     cases = []
-    for number, g in enumerate((groups[i] for i in r.permutation(len(groups))), 1):
-        p, n = draw_patient(seed, number), len(g)
-        cases += [
-            Case(p, k + 1, float((k + r.uniform(0.1, 0.9)) / n * 0.85 + 0.05), CLASSES[g[j]])
-            for k, j in enumerate(r.permutation(n))
-        ]
+    for number, i in enumerate(rng.permutation(len(groups)), 1):
+        patient, n = draw_patient(seed, number), len(groups[i])
+        for k, j in enumerate(rng.permutation(n)):
+            level = float((k + rng.uniform(0.1, 0.9)) / n * 0.85 + 0.05)
+            cases.append(Case(patient, k + 1, level, CLASSES[groups[i][j]]))
     return cases
 
 # %% ../../../nbs/cohort/phantom/cohort.ipynb #fc1b1acf
-def write_case(
+def _manifest_row(
     case: Case,
-    knobs: Appearance,
+    series_uid: str,
+    image: str,  # below the cohort's folder
+    outline: str,  # below the cohort's folder
     out: Path,  # the cohort's folder
-    cohort: str,  # any text that tells cohorts apart; UIDs are derived from it
-) -> dict:  # the row of the manifest
-    "Render a case and write its two files."
-    r, name = render_case(case, knobs), f'{case.patient_id}/{case.slice_no}.dcm'
-    image, outline = f'images/{name}', f'annotations/{name}'
-    ct = ct_dataset(case, r.hu, cohort)
-    for path, ds in ((image, ct), (outline, seg_dataset(case, ct, r.liver, r.lesion, cohort))):
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
-        ds.save_as(out / path, enforce_file_format=True)
+) -> dict[str, Any]:
+    "The manifest's row of a case whose files are written."
     return dict(
         case_id=case.case_id,
         patient_id=case.patient_id,
-        series_uid=ct.SeriesInstanceUID,
+        series_uid=series_uid,
         image_path=image,
         annotation_path=outline,
         annotation_kind='seg',
         segment='2',
         label=case.label,
         phase='portal',
-        row_spacing_mm=r.spacing_mm[0],
-        col_spacing_mm=r.spacing_mm[1],
+        row_spacing_mm=case.patient.spacing_mm,
+        col_spacing_mm=case.patient.spacing_mm,
         slice_thickness_mm=case.patient.thickness_mm,
         sha256=file_checksum(out / image, out / outline),
     )
 
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #e72b8d9b
+def write_case(
+    case: Case,
+    appearance: Appearance,
+    out: Path,  # the cohort's folder
+    cohort: str,  # any text that tells cohorts apart; UIDs are derived from it
+) -> dict[str, Any]:  # the row of the manifest
+    "Render a case and write its two files."
+    r = render_case(case, appearance)
+    ct = ct_dataset(case, r.hu, cohort)
+    seg = seg_dataset(case, ct, r.liver, r.lesion, cohort)
+    image, outline = (f'{folder}/{case.patient_id}/{case.slice_no}.dcm' for folder in ('images', 'annotations'))
+    for path, ds in ((image, ct), (outline, seg)):
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        ds.save_as(out / path, enforce_file_format=True)
+    return _manifest_row(case, ct.SeriesInstanceUID, image, outline, out)
+
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #6272e334
+def _cohort_name(
+    counts: dict[str, int] | None,
+    seed: int,
+    appearance: Appearance,
+) -> str:
+    "A text that tells cohorts apart; all UIDs are derived from it."
+    return repr((seed, [(counts or COUNTS).get(label, 0) for label in CLASSES], appearance))
+
 
 def write_phantom(
-    out: Path,  # folder; made if missing
-    counts: dict | None = None,  # class to number of lesions; None for the paper's 66/81/65/27
+    out: str | Path,  # folder; made if missing
+    counts: dict[str, int] | None = None,  # class to number of lesions; None for the paper's 66/81/65/27
     seed: int = 239,  # same seed, same bytes
-    appearance: Appearance = Appearance(),  # how hard the classes are to tell apart
-    progress=None,  # called with (done, total) after each case
+    appearance: Appearance = CALIBRATED,  # how hard the classes are to tell apart
+    progress: Callable[[int, int], None] | None = None,  # called with (done, total) after each case
 ) -> Manifest:
-    "Write a cohort: `images/`, `annotations/` and, last, `manifest.csv`. A folder without the manifest is not a whole cohort."
-    out, cases, rows = Path(out), plan_cohort(counts, seed), []
+    "Write a cohort: `images/`, `annotations/` and, last, `manifest.csv`; `InputError` for impossible counts."
+    out, cases, cohort = Path(out), plan_cohort(counts, seed), _cohort_name(counts, seed, appearance)
     (out / 'manifest.csv').unlink(missing_ok=True)
-    cohort = repr((seed, [(counts or COUNTS).get(k, 0) for k in CLASSES], appearance))
-    for i, case in enumerate(cases, 1):
+    rows = []
+    for done, case in enumerate(cases, 1):
         rows.append(write_case(case, appearance, out, cohort))
         if progress:
-            progress(i, len(cases))
+            progress(done, len(cases))
     return save_manifest(rows, out / 'manifest.csv')

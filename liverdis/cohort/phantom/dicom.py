@@ -7,118 +7,223 @@ __all__ = ['ct_dataset', 'seg_dataset']
 
 # %% ../../../nbs/cohort/phantom/dicom.ipynb #9c6d9413
 import uuid
+from typing import Any
 
 import numpy as np
 from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
 
 from .painting import SIZE
 from .rendering import Case
 
 # %% ../../../nbs/cohort/phantom/dicom.ipynb #4675c638
-_DATE, _TIME, _ROOT = '20180101', '120000', uuid.UUID('6f1d2c1e-0f5b-5d6c-9a51-6c6976657264')
+_DATE, _TIME = '20180101', '120000'
+_ROOT = uuid.UUID('6f1d2c1e-0f5b-5d6c-9a51-6c6976657264')  # ours, drawn once
 
 
-def _uid(*what):
-    return f"2.25.{uuid.uuid5(_ROOT, '/'.join(map(str, what))).int}"
+def _uid(
+    *what: Any,  # what it names
+) -> UID:
+    "A UID under 2.25 that follows from what it names."
+    return UID(f"2.25.{uuid.uuid5(_ROOT, '/'.join(map(str, what))).int}")
 
 
-def _meta(ds, sop_class):
-    m = FileMetaDataset()
-    m.FileMetaInformationVersion, m.MediaStorageSOPClassUID, m.MediaStorageSOPInstanceUID = (
-        b'\x00\x01',
-        sop_class,
-        ds.SOPInstanceUID,
+def _set(
+    ds: Dataset,
+    attributes: dict[str, Any],  # keyword to value
+) -> None:
+    "Set attributes of a dataset."
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+
+
+def _add_file_meta(
+    ds: Dataset,
+    sop_class: UID,
+) -> None:
+    "Add the file's own header, without the version of the library that writes it."
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b'\x00\x01'
+    meta.MediaStorageSOPClassUID = sop_class
+    meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = _uid('liverdis')
+    meta.ImplementationVersionName = 'LIVERDIS'
+    ds.file_meta = meta
+
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #b2c73f3f
+def _patient_module(
+    case: Case,
+) -> dict[str, Any]:
+    "PS3.3 C.7.1.1 Patient and C.7.2.2 Patient Study: nobody."
+    return dict(
+        PatientName=f'Phantom^{case.patient_id}',
+        PatientID=case.patient_id,
+        PatientBirthDate='',
+        PatientSex=case.patient.sex,
+        PatientAge=f'{case.patient.age:03d}Y',
+        PatientIdentityRemoved='YES',
+        DeidentificationMethod='Synthetic: no person was imaged',
     )
-    m.TransferSyntaxUID, m.ImplementationClassUID, m.ImplementationVersionName = (
-        ExplicitVRLittleEndian,
-        _uid('liverdis'),
-        'LIVERDIS',
+
+
+def _study_module(
+    case: Case,
+    cohort: str,
+) -> dict[str, Any]:
+    "PS3.3 C.7.2.1 General Study: one for each patient."
+    return dict(
+        StudyInstanceUID=_uid(cohort, case.patient_id, 'study'),
+        StudyDate=_DATE,
+        StudyTime=_TIME,
+        StudyID='1',
+        StudyDescription='Synthetic abdomen, not a person',
+        AccessionNumber='',
+        ReferringPhysicianName='',
     )
-    ds.file_meta = m
+
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #97d89459
+def _series_module(
+    case: Case,
+    cohort: str,
+) -> dict[str, Any]:
+    "PS3.3 C.7.3.1 General Series and C.7.4.1 Frame of Reference: one for each patient."
+    return dict(
+        Modality='CT',
+        SeriesInstanceUID=_uid(cohort, case.patient_id, 'series'),
+        SeriesNumber=1,
+        SeriesDate=_DATE,
+        SeriesTime=_TIME,
+        SeriesDescription='Portal venous phase, synthetic',
+        BodyPartExamined='LIVER',
+        PatientPosition='HFS',
+        FrameOfReferenceUID=_uid(cohort, case.patient_id, 'frame'),
+        PositionReferenceIndicator='',
+    )
 
 
+def _equipment_module(
+    case: Case,
+) -> dict[str, Any]:
+    "PS3.3 C.7.5.1 General Equipment and C.7.6.4 Contrast/Bolus."
+    return dict(
+        Manufacturer=case.patient.scanner.manufacturer,
+        ManufacturerModelName='liverdis phantom',
+        SoftwareVersions='liverdis',
+        InstitutionName='',
+        ContrastBolusAgent='Iodinated contrast (synthetic)',
+    )
+
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #e659f010
+def _image_module(
+    case: Case,
+    cohort: str,
+) -> dict[str, Any]:
+    "PS3.3 C.7.6.1 General Image and C.12.1 SOP Common: one for each slice."
+    return dict(
+        SOPClassUID=CTImageStorage,
+        SOPInstanceUID=_uid(cohort, case.patient_id, 'ct', case.slice_no),
+        SpecificCharacterSet='ISO_IR 100',
+        ImageType=['DERIVED', 'SECONDARY', 'AXIAL'],
+        InstanceNumber=case.slice_no,
+        AcquisitionNumber=1,
+        AcquisitionDate=_DATE,
+        AcquisitionTime=_TIME,
+        ContentDate=_DATE,
+        ContentTime=_TIME,
+        ContentQualification='RESEARCH',
+        BurnedInAnnotation='NO',
+    )
+
+
+def _plane_module(
+    case: Case,
+) -> dict[str, Any]:
+    "PS3.3 C.7.6.2 Image Plane: the liver's 150 mm, in whole slices from the dome down."
+    p = case.patient
+    corner = (SIZE - 1) / 2 * p.spacing_mm
+    z = -round(case.level * 150 / p.thickness_mm) * p.thickness_mm
+    return dict(
+        PixelSpacing=[p.spacing_mm] * 2,
+        SliceThickness=p.thickness_mm,
+        ImagePositionPatient=[round(-corner, 4), round(-corner, 4), round(z, 4)],
+        ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+        SliceLocation=round(z, 4),
+    )
+
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #cb86ea0c
+def _pixel_module(
+    case: Case,
+) -> dict[str, Any]:
+    "PS3.3 C.7.6.3 Image Pixel and C.8.2.1 CT Image, without the pixels."
+    return dict(
+        Rows=SIZE,
+        Columns=SIZE,
+        SamplesPerPixel=1,
+        PhotometricInterpretation='MONOCHROME2',
+        BitsAllocated=16,
+        BitsStored=12,
+        HighBit=11,
+        PixelRepresentation=1,
+        RescaleIntercept=case.patient.scanner.intercept,
+        RescaleSlope=1,
+        RescaleType='HU',
+        WindowCenter=60,
+        WindowWidth=400,
+        KVP=120,
+        Exposure=case.patient.mas,
+        ConvolutionKernel=case.patient.scanner.kernel,
+    )
+
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #ce7e2270
 def ct_dataset(
     case: Case,
     hu: np.ndarray,  # (512, 512) int16
     cohort: str,  # any text that tells cohorts apart; UIDs are derived from it
 ) -> Dataset:
     "The slice as a CT Image (DICOM PS3.3 A.3) with signed 12-bit pixels and rescale."
-    p, s, uid = case.patient, case.patient.scanner, lambda *k: _uid(cohort, case.patient_id, *k)
-    z, half = -round(case.level * 150 / p.thickness_mm) * p.thickness_mm, (SIZE - 1) / 2 * p.spacing_mm
+    modules = (
+        _patient_module(case),
+        _study_module(case, cohort),
+        _series_module(case, cohort),
+        _equipment_module(case),
+        _image_module(case, cohort),
+        _plane_module(case),
+        _pixel_module(case),
+    )
     ds = Dataset()
-    for name, value in dict(
-        SpecificCharacterSet='ISO_IR 100',
-        ImageType=['DERIVED', 'SECONDARY', 'AXIAL'],
-        SOPClassUID=CTImageStorage,
-        SOPInstanceUID=uid('ct', case.slice_no),
-        StudyDate=_DATE,
-        SeriesDate=_DATE,
-        AcquisitionDate=_DATE,
-        ContentDate=_DATE,
-        StudyTime=_TIME,
-        SeriesTime=_TIME,
-        AcquisitionTime=_TIME,
-        ContentTime=_TIME,
-        AccessionNumber='',
-        Modality='CT',
-        Manufacturer=s.manufacturer,
-        ManufacturerModelName='liverdis phantom',
-        InstitutionName='',
-        ReferringPhysicianName='',
-        StudyDescription='Synthetic abdomen, not a person',
-        SeriesDescription='Portal venous phase, synthetic',
-        PatientName=f'Phantom^{case.patient_id}',
-        PatientID=case.patient_id,
-        PatientBirthDate='',
-        PatientSex=p.sex,
-        PatientAge=f'{p.age:03d}Y',
-        PatientIdentityRemoved='YES',
-        DeidentificationMethod='Synthetic: no person was imaged',
-        ContrastBolusAgent='Iodinated contrast (synthetic)',
-        BodyPartExamined='LIVER',
-        SliceThickness=p.thickness_mm,
-        KVP=120,
-        ConvolutionKernel=s.kernel,
-        PatientPosition='HFS',
-        Exposure=p.mas,
-        SoftwareVersions='liverdis',
-        ContentQualification='RESEARCH',
-        StudyInstanceUID=uid('study'),
-        SeriesInstanceUID=uid('series'),
-        FrameOfReferenceUID=uid('frame'),
-        PositionReferenceIndicator='',
-        StudyID='1',
-        SeriesNumber=1,
-        AcquisitionNumber=1,
-        InstanceNumber=case.slice_no,
-        ImagePositionPatient=[round(-half, 4), round(-half, 4), round(z, 4)],
-        ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
-        SliceLocation=round(z, 4),
-        SamplesPerPixel=1,
-        PhotometricInterpretation='MONOCHROME2',
-        Rows=SIZE,
-        Columns=SIZE,
-        PixelSpacing=[p.spacing_mm] * 2,
-        BurnedInAnnotation='NO',
-        BitsAllocated=16,
-        BitsStored=12,
-        HighBit=11,
-        PixelRepresentation=1,
-        WindowCenter=60,
-        WindowWidth=400,
-        RescaleIntercept=s.intercept,
-        RescaleSlope=1,
-        RescaleType='HU',
-    ).items():
-        setattr(ds, name, value)
-    ds.add_new('PixelData', 'OW', (hu - s.intercept).astype('<i2').tobytes())
-    _meta(ds, CTImageStorage)
+    for module in modules:
+        _set(ds, module)
+    ds.add_new('PixelData', 'OW', (hu - case.patient.scanner.intercept).astype('<i2').tobytes())
+    _add_file_meta(ds, CTImageStorage)
     return ds
 
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #d3e1c7c2
+def _segments(
+    case: Case,
+) -> list[SegmentDescription]:
+    "Liver and region, as a reader would name them without a diagnosis."
+    sct = codes.SCT
+    lesion = ('Lesion', sct.MorphologicallyAbnormalStructure, sct.Lesion)
+    healthy = ('Healthy parenchyma', sct.Tissue, sct.Parenchyma)
+    named = [('Liver', sct.AnatomicalStructure, sct.Liver), healthy if case.label == 'healthy' else lesion]
+    return [SegmentDescription(i, *name, 'MANUAL', anatomic_regions=[sct.Liver]) for i, name in enumerate(named, 1)]
 
+
+def _make_reproducible(
+    seg: Segmentation,
+    cohort: str,
+) -> None:
+    "Replace random UIDs and the time of day."
+    _set(seg, dict(InstanceCreationDate=_DATE, InstanceCreationTime=_TIME))
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = _uid(cohort, 'dimensions')
+    del seg.ContributingEquipmentSequence  # holds the time of day and highdicom's version
+    _add_file_meta(seg, SegmentationStorage)
+
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #41ed1859
 def seg_dataset(
     case: Case,
     ct: Dataset,  # the slice it outlines
@@ -126,19 +231,12 @@ def seg_dataset(
     lesion: np.ndarray,  # (512, 512) bool
     cohort: str,  # as for the slice
 ) -> Dataset:
-    "Liver (segment 1) and lesion or healthy region (segment 2) as a DICOM Segmentation. Which lesion it is, is not said."
-    sct = codes.SCT
-    kinds = [
-        ('Liver', sct.AnatomicalStructure, sct.Liver),
-        ('Healthy parenchyma', sct.Tissue, sct.Parenchyma)
-        if case.label == 'healthy'
-        else ('Lesion', sct.MorphologicallyAbnormalStructure, sct.Lesion),
-    ]
+    "Liver (segment 1) and lesion or healthy region (segment 2) as a DICOM Segmentation, without the diagnosis."
     seg = Segmentation(
         [ct],
         np.stack([liver, lesion], -1)[None].astype(np.uint8),
         'BINARY',
-        [SegmentDescription(i, *kind, 'MANUAL', anatomic_regions=[sct.Liver]) for i, kind in enumerate(kinds, 1)],
+        _segments(case),
         series_instance_uid=_uid(cohort, case.patient_id, 'seg series', case.slice_no),
         series_number=100 + case.slice_no,
         sop_instance_uid=_uid(cohort, case.patient_id, 'seg', case.slice_no),
@@ -154,9 +252,5 @@ def seg_dataset(
         series_time=_TIME,
         omit_empty_frames=False,
     )
-    seg.InstanceCreationDate, seg.InstanceCreationTime = _DATE, _TIME
-    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
-        item.DimensionOrganizationUID = _uid(cohort, 'dimensions')
-    del seg.ContributingEquipmentSequence  # holds the time of day and highdicom's version
-    _meta(seg, SegmentationStorage)
+    _make_reproducible(seg, cohort)
     return seg
