@@ -12,6 +12,7 @@ from PIL import Image
 from liverdis.cohort.annotation.readers import read_mask
 from liverdis.cohort.ct import AIR, read_series, read_slice, write_slice
 from liverdis.cohort.folds import make_folds
+from liverdis.cohort.healthy import GAP_MM, near_lesions, place_healthy
 from liverdis.cohort.manifest import MANIFEST_COLUMNS, file_checksum, load_manifest, save_manifest, verify_files
 from liverdis.cohort.roi import Box, bounding_box, crop, extract_roi, lesion_box, load_rois
 from liverdis.core import CLASSES, InputError
@@ -101,7 +102,8 @@ def test_bad_cell(cohort, tmp_path, field, value, expected):
 )
 def test_files_of_many_outlines_need_to_say_which(cohort, tmp_path, kind, segment, said):
     cohort[2].update(annotation_kind=kind, segment=segment)
-    assert 'row 4, segment' in (message := one_line(save_manifest, cohort, tmp_path / 'm.csv')) and said in message
+    message = one_line(save_manifest, cohort, tmp_path / 'm.csv')
+    assert 'row 4, segment' in message and said in message
     cohort[2].update(segment='1')
     save_manifest(cohort, tmp_path / 'm.csv')
 
@@ -109,9 +111,8 @@ def test_files_of_many_outlines_need_to_say_which(cohort, tmp_path, kind, segmen
 def test_several_errors_are_counted(cohort, tmp_path):
     for r in cohort:
         r['label'] = 'unknown'
-    assert (
-        'row 2, label' in (message := one_line(save_manifest, cohort, tmp_path / 'm.csv')) and 'and 2 more' in message
-    )
+    message = one_line(save_manifest, cohort, tmp_path / 'm.csv')
+    assert 'row 2, label' in message and 'and 2 more' in message
 
 
 @pytest.mark.parametrize(
@@ -153,15 +154,11 @@ def test_a_failed_save_keeps_the_old_file(cohort, tmp_path):
 
 def test_verify_names_the_row(cohort, tmp_path):
     cohort[1]['annotation_path'] = 'gone.png'
-    assert (
-        'row 3' in (message := one_line(verify_files, save_manifest(cohort, tmp_path / 'm.csv')))
-        and 'gone.png' in message
-    )
+    message = one_line(verify_files, save_manifest(cohort, tmp_path / 'm.csv'))
+    assert 'row 3' in message and 'gone.png' in message
     cohort[1].update(annotation_path='lesion.png', sha256='0' * 64)
-    assert (
-        'row 3' in (message := one_line(verify_files, save_manifest(cohort, tmp_path / 'm.csv')))
-        and 'changed' in message
-    )
+    message = one_line(verify_files, save_manifest(cohort, tmp_path / 'm.csv'))
+    assert 'row 3' in message and 'changed' in message
 
 
 # folds
@@ -200,9 +197,8 @@ def test_class_with_too_few_patients():
     df = random_cohort((12, 12, 12, 12), 0)
     df.loc[df.label == 'healthy', 'patient_id'] = '0'
     assert "'healthy' has 1 patient" in one_line(make_folds, df, 3, 0.3, 0)
-    assert set(make_folds(df[df.label != 'healthy'], 3, 0.3, 0).label) == set(CLASSES) - {
-        'healthy'
-    }  # a class that is absent is no error
+    without = df[df.label != 'healthy']  # a class that is absent is no error
+    assert set(make_folds(without, 3, 0.3, 0).label) == set(CLASSES) - {'healthy'}
     assert "every lesion is of class 'cyst'" in one_line(make_folds, df[df.label == 'cyst'], 3, 0.3, 0)
 
 
@@ -219,11 +215,18 @@ def test_every_cut_of_a_file_is_one_line(cohort, tmp_path):
 def test_all_lesions_of_a_cohort(cohort, tmp_path):
     m = save_manifest(cohort, tmp_path / 'm.csv')
     seen = []
-    rois = load_rois(m, 0.25, 32, progress=lambda rows: (seen.append(r.case_id) or r for r in rows))
+
+    def progress(rows):
+        for row in rows:
+            seen.append(row.case_id)
+            yield row
+
+    rois = load_rois(m, 0.25, 32, progress=progress)
     assert rois.shape == (3, 1, 32, 32) and rois.dtype == np.float32 and seen == ['c0', 'c1', 'c2']
     assert np.array_equal(rois[0, 0], extract_roi(m.df.iloc[0], tmp_path, 0.25, 32))
     Image.fromarray(np.zeros((64, 64), bool)).save(tmp_path / 'lesion.png')
-    assert 'm.csv row 2 (case c0)' in (message := one_line(load_rois, m, 0.25, 32)) and 'empty' in message
+    message = one_line(load_rois, m, 0.25, 32)
+    assert 'm.csv row 2 (case c0)' in message and 'empty' in message
 
 
 @pytest.mark.parametrize(
@@ -236,6 +239,26 @@ def test_crop_stays_in_the_range_of_its_input(box):
         assert out.shape == (size, size) and out.dtype == np.float32 and AIR <= out.min() and out.max() <= 300
 
 
+# healthy squares
+
+
+@pytest.mark.parametrize('spacing', [(1.0, 1.0), (0.7, 0.9), (0.9, 0.6)])
+def test_healthy_squares_lie_in_the_liver_and_apart(spacing):
+    y, x = np.mgrid[:200, :240]
+    liver = {k: ((y - 100) / 80) ** 2 + ((x - 120) / (60 + 5 * k)) ** 2 < 1 for k in range(8)}
+    lesions = {3: (y - 100) ** 2 + (x - 100) ** 2 < 15**2}
+    z = [5.0 * k for k in range(8)]
+    placed, missed = place_healthy(liver, lesions, z, spacing, [12, 25] * 10, 0.25, np.random.default_rng(0))
+    again = place_healthy(liver, lesions, z, spacing, [12, 25] * 10, 0.25, np.random.default_rng(0))
+    assert (placed, missed) == again and len(placed) + len(missed) == 20 and len(placed) > 4
+    used = {k: np.zeros(y.shape, int) for k in liver}
+    for rank, at in placed:
+        near = near_lesions(lesions, z, rank, GAP_MM, spacing)
+        assert liver[rank][at].all() and (near is None or not near[at].any())
+        used[rank][at] += 1
+    assert max(u.max() for u in used.values()) == 1
+
+
 # real CT
 
 
@@ -243,9 +266,8 @@ def test_crop_stays_in_the_range_of_its_input(box):
 def test_chaos_order_and_intercept():
     series = read_series(REALDATA / 'chaos03/DICOM_anon')
     z = [s.position_mm[2] for s in series]
-    assert (
-        len(series) == 78 and np.allclose(np.diff(z), 2) and series[0].thickness_mm == 3.2
-    )  # the step is not the thickness
+    assert len(series) == 78 and np.allclose(np.diff(z), 2)
+    assert series[0].thickness_mm == 3.2  # the step is not the thickness
     assert series[0].path.name > series[-1].path.name  # z falls as names rise
     masks = sorted((REALDATA / 'chaos03/Ground').glob('*.png'))
     hu = [s.hu[read_mask(m, 'png-mask', '', s)] for s, m in zip(series[20:60], masks[::-1][20:60])]
@@ -261,11 +283,8 @@ def test_ircad_lesions_to_the_pixel(name):
     mask = read_mask(path, 'dicom-mask', '', ct)
     assert mask.sum() == lesion.area_px
     assert bounding_box(mask) == (lesion.row_min, lesion.row_max, lesion.col_min, lesion.col_max)
-    h, w, box = (
-        lesion.row_max - lesion.row_min + 1,
-        lesion.col_max - lesion.col_min + 1,
-        lesion_box(mask, 0, ct.spacing_mm),
-    )
+    h, w = lesion.row_max - lesion.row_min + 1, lesion.col_max - lesion.col_min + 1
+    box = lesion_box(mask, 0, ct.spacing_mm)
     assert box == (lesion.row_min + (h - box.side) / 2, lesion.col_min + (w - box.side) / 2, max(h, w), 1)
     assert crop(ct.hu, lesion_box(mask, 0.25, ct.spacing_mm)).shape == (128, 128)
     assert 'pair files' in one_line(read_mask, path.with_name('image_90'), 'dicom-mask', '', ct)
@@ -274,15 +293,12 @@ def test_ircad_lesions_to_the_pixel(name):
 @real
 def test_ircad_series_without_extensions():
     series = read_series(REALDATA / 'ircad17/PATIENT_DICOM')
-    assert [s.path.name for s in series] == [f'image_{i}' for i in range(78, 114)] and series[
-        0
-    ].frame_of_reference == ''
+    assert [s.path.name for s in series] == [f'image_{i}' for i in range(78, 114)]
+    assert series[0].frame_of_reference == ''
     largest = pd.read_csv(REALDATA / 'expected_lesions.csv').set_index('name').z_maxarea
     for name in ('livertumor1', 'livertumor2'):
-        area = {
-            s.path.name: read_mask(REALDATA / f'ircad17/MASKS_DICOM/{name}' / s.path.name, 'dicom-mask', '', s).sum()
-            for s in series[8:28]
-        }
+        masks = REALDATA / f'ircad17/MASKS_DICOM/{name}'
+        area = {s.path.name: read_mask(masks / s.path.name, 'dicom-mask', '', s).sum() for s in series[8:28]}
         assert max(area, key=area.get) == f'image_{largest[name]}'
 
 
@@ -290,11 +306,8 @@ def test_ircad_series_without_extensions():
 def test_padding_is_air():
     series = read_series(REALDATA / 'dcmqi_liver_seg/ct-3slice')
     assert [s.path.name for s in series] == ['03.dcm', '02.dcm', '01.dcm'] and all(s.hu.min() == AIR for s in series)
-    assert [read_mask(REALDATA / 'dcmqi_liver_seg/liver.dcm', 'seg', '1', s).sum() for s in series] == [
-        36233,
-        35645,
-        35220,
-    ]
+    liver = REALDATA / 'dcmqi_liver_seg/liver.dcm'
+    assert [read_mask(liver, 'seg', '1', s).sum() for s in series] == [36233, 35645, 35220]
     assert 'empty' in one_line(read_mask, REALDATA / 'dcmqi_liver_seg/partial_overlaps.dcm', 'seg', '1', series[0])
 
 
@@ -331,11 +344,9 @@ def test_seg_small_and_label_maps():
     assert read_mask(folder / 'seg_image_ct_binary_single_frame.dcm', 'seg', '1', ct).sum() == 1832
     assert 'another image' in one_line(read_mask, folder / 'seg_image_ct_binary.dcm', 'seg', '1', ct)
     assert 'another image' in one_line(read_mask, folder / 'seg_image_ct_true_fractional.dcm', 'seg', '1', ct)
+    series = read_series(REALDATA / 'dcmqi_liver_seg/24x38x3/image')
     for name in ('noppv', 'ppv5'):
-        seg, series = (
-            REALDATA / f'dcmqi_liver_seg/sparse-labelmap-{name}.dcm',
-            read_series(REALDATA / 'dcmqi_liver_seg/24x38x3/image'),
-        )
+        seg = REALDATA / f'dcmqi_liver_seg/sparse-labelmap-{name}.dcm'
         assert Counter(read_mask(seg, 'seg', '1', series[i]).sum() for i in (0, 2)) == {315: 2}
         assert 'empty' in one_line(read_mask, seg, 'seg', '1', series[1])
 
