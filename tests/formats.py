@@ -1,4 +1,7 @@
-"""One mask written in every format, each by the library that others use for it: highdicom, nibabel, Pillow, pydicom, scikit-image, pandas."""
+"""One mask written in every format, each by the library that others use for it.
+
+These are highdicom, nibabel, Pillow, pydicom, scikit-image and pandas.
+"""
 
 import highdicom as hd
 import nibabel as nib
@@ -17,102 +20,87 @@ def contours(mask):
     return [c - 1 for c in find_contours(np.pad(mask, 1).astype(float), 0.5)]
 
 
-def seg(folder, ct, masks, label='tumour', kind='BINARY'):
-    "`ct`: data sets of the slices that `masks` (N,H,W) lie on"
-    ct = [pydicom.dcmread(d.filename) for d in ct]
-    frame = generate_uid()
-    for d in ct:  # highdicom needs what 3D-IRCADb's slices lack; the CT files themselves stay as they are
-        for tag, value in dict(
-            FrameOfReferenceUID=frame,
-            PatientBirthDate='',
-            PatientSex='',
-            StudyID='',
-            AccessionNumber='',
-            StudyDate='',
-            StudyTime='',
-            ReferringPhysicianName='',
-            PositionReferenceIndicator='',
-            Manufacturer='x',
-        ).items():
+WANTED = dict.fromkeys(
+    'PatientBirthDate PatientSex StudyID AccessionNumber StudyDate StudyTime ReferringPhysicianName '
+    'PositionReferenceIndicator'.split(),
+    '',
+)  # what highdicom needs and 3D-IRCADb's slices lack
+
+
+def sources(ct):
+    "The slices as highdicom wants them; the CT files themselves stay as they are"
+    read, frame = [pydicom.dcmread(d.filename) for d in ct], generate_uid()
+    for d in read:
+        for tag, value in (WANTED | dict(FrameOfReferenceUID=frame, Manufacturer='x')).items():
             if tag not in d:
                 setattr(d, tag, value)
-    description = hd.seg.SegmentDescription(
-        1, label, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion, 'MANUAL'
-    )
+    return read
+
+
+def seg(folder, ct, masks, label='tumour', kind='BINARY'):
+    "`ct`: data sets of the slices that `masks` (N,H,W) lie on"
+    lesion = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion
+    segment = hd.seg.SegmentDescription(1, label, *lesion, 'MANUAL')
+    fractional = kind == 'FRACTIONAL'
+    pixels = masks.astype(np.float32 if fractional else np.uint8)
+    by = ('maker', 'model', '1', '1')
+    options = dict(fractional_type='PROBABILITY') if fractional else {}
     made = hd.seg.Segmentation(
-        ct,
-        masks.astype(np.float32 if kind == 'FRACTIONAL' else np.uint8),
-        kind,
-        [description],
-        generate_uid(),
-        1,
-        generate_uid(),
-        1,
-        'maker',
-        'model',
-        '1',
-        '1',
-        **({'fractional_type': 'PROBABILITY'} if kind == 'FRACTIONAL' else {}),
+        sources(ct), pixels, kind, [segment], generate_uid(), 1, generate_uid(), 1, *by, **options
     )
     if 'FrameOfReferenceUID' not in pydicom.dcmread(ct[0].filename, stop_before_pixels=True):
         del made.FrameOfReferenceUID
     made.save_as(folder / 'seg.dcm')
 
 
+def dataset(**values):
+    ds = Dataset()
+    for name, value in values.items():
+        setattr(ds, name, value)
+    return ds
+
+
+def planar_contour(d, points, references):
+    "An item of ContourSequence: `points` (N,2) rows and columns on the slice `d`"
+    along, down = np.array(d.ImageOrientationPatient, float).reshape(2, 3)
+    row, col = points[:, :1] * d.PixelSpacing[0], points[:, 1:] * d.PixelSpacing[1]
+    mm = np.array(d.ImagePositionPatient, float) + row * down + col * along
+    image = dataset(ReferencedSOPClassUID=d.SOPClassUID, ReferencedSOPInstanceUID=d.SOPInstanceUID)
+    item = dataset(
+        ContourGeometricType='CLOSED_PLANAR',
+        NumberOfContourPoints=len(mm),
+        ContourData=[f'{v:.5g}' for v in mm.ravel()],
+    )
+    if references:
+        item.ContourImageSequence = [image]
+    return item
+
+
 def rtstruct(folder, ct, masks, label='tumour', references=True):
+    "`references`: contours name their slices"
+    d = ct[0]
     ds = FileDataset('', {}, file_meta=FileMetaDataset(), preamble=b'\0' * 128)
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = RTStructureSetStorage
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = generate_uid()
-    ds.Modality, ds.PatientID, ds.StudyInstanceUID, ds.SeriesInstanceUID = (
-        'RTSTRUCT',
-        ct[0].PatientID,
-        ct[0].StudyInstanceUID,
-        generate_uid(),
-    )
-    series, study, frame, roi, outline = (Dataset() for _ in range(5))
-    series.SeriesInstanceUID, series.ContourImageSequence = ct[0].SeriesInstanceUID, []
-    study.RTReferencedSeriesSequence = [series]
-    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = (
-        ct[0].get('FrameOfReferenceUID', generate_uid()),
-        [study],
-    )
-    roi.ROINumber, roi.ROIName, roi.ReferencedFrameOfReferenceUID, roi.ROIGenerationAlgorithm = (
-        1,
-        label,
-        frame.FrameOfReferenceUID,
-        'MANUAL',
-    )
-    outline.ReferencedROINumber, outline.ContourSequence = 1, []
-    for d, mask in zip(ct, masks):
-        along, down, origin = (
-            np.array(d.ImageOrientationPatient[:3], float),
-            np.array(d.ImageOrientationPatient[3:], float),
-            np.array(d.ImagePositionPatient, float),
-        )
-        for c in contours(mask):
-            item, image = Dataset(), Dataset()
-            points = origin + c[:-1, :1] * d.PixelSpacing[0] * down + c[:-1, 1:] * d.PixelSpacing[1] * along
-            item.ContourGeometricType, item.NumberOfContourPoints, item.ContourData = (
-                'CLOSED_PLANAR',
-                len(points),
-                [f'{v:.5g}' for v in points.ravel()],
-            )
-            image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = d.SOPClassUID, d.SOPInstanceUID
-            if references:
-                item.ContourImageSequence = [image]
-            outline.ContourSequence.append(item)
-    ds.ReferencedFrameOfReferenceSequence, ds.StructureSetROISequence, ds.ROIContourSequence = [frame], [roi], [outline]
+    ds.Modality, ds.SeriesInstanceUID = 'RTSTRUCT', generate_uid()
+    ds.PatientID, ds.StudyInstanceUID = d.PatientID, d.StudyInstanceUID
+    series = dataset(SeriesInstanceUID=d.SeriesInstanceUID, ContourImageSequence=[])
+    study = dataset(RTReferencedSeriesSequence=[series])
+    frame = d.get('FrameOfReferenceUID', generate_uid())
+    ds.ReferencedFrameOfReferenceSequence = [dataset(FrameOfReferenceUID=frame, RTReferencedStudySequence=[study])]
+    roi = dict(ROINumber=1, ROIName=label, ROIGenerationAlgorithm='MANUAL')
+    ds.StructureSetROISequence = [dataset(**roi, ReferencedFrameOfReferenceUID=frame)]
+    items = [planar_contour(d, c[:-1], references) for d, mask in zip(ct, masks) for c in contours(mask)]
+    ds.ROIContourSequence = [dataset(ReferencedROINumber=1, ContourSequence=items)]
     ds.save_as(folder / 'rtstruct.dcm', enforce_file_format=True)
 
 
 def nifti(folder, ct, masks, label='tumour', axes='RAS', value=1):
     d, last = ct[0], ct[-1]
+    along, down = np.array(d.ImageOrientationPatient, float).reshape(2, 3)
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = (
-        np.array(d.ImageOrientationPatient[:3], float) * d.PixelSpacing[1],
-        np.array(d.ImageOrientationPatient[3:], float) * d.PixelSpacing[0],
-    )
+    affine[:3, 0], affine[:3, 1] = along * d.PixelSpacing[1], down * d.PixelSpacing[0]
     affine[:3, 2] = (np.array(last.ImagePositionPatient, float) - d.ImagePositionPatient) / max(1, len(ct) - 1)
     affine[:3, 3] = d.ImagePositionPatient
     image = nib.Nifti1Image((value * masks).astype(np.uint8).transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine)
@@ -120,31 +108,23 @@ def nifti(folder, ct, masks, label='tumour', axes='RAS', value=1):
     image.as_reoriented(turn).to_filename(folder / f'{label}.nii.gz')
 
 
-def png(folder, ct, masks, label='tumour'):
+def png_mask(folder, ct, masks, label='tumour'):
     "Pictures numbered as the slices' InstanceNumber, as CHAOS has them"
     (folder / 'Ground').mkdir()
     for k, i in enumerate(sorted(range(len(ct)), key=lambda i: int(ct[i].InstanceNumber))):
         Image.fromarray(masks[i]).save(folder / 'Ground' / f'{label}_{k:03}.png')
 
 
-def maskdir(folder, ct, masks, label='tumour'):
+def dicom_mask(folder, ct, masks, label='tumour'):
     (folder / 'MASKS_DICOM' / label).mkdir(parents=True)
     uid = generate_uid()
     for d, mask in zip(ct, masks):
         out = pydicom.dcmread(d.filename)
-        (
-            out.SeriesInstanceUID,
-            out.SOPInstanceUID,
-            out.BitsAllocated,
-            out.BitsStored,
-            out.HighBit,
-            out.PixelRepresentation,
-            out.RescaleIntercept,
-        ) = uid, generate_uid(), 8, 8, 7, 0, 0
-        out.file_meta.TransferSyntaxUID, out.file_meta.MediaStorageSOPInstanceUID = (
-            ExplicitVRLittleEndian,
-            out.SOPInstanceUID,
-        )
+        out.SeriesInstanceUID, out.SOPInstanceUID = uid, generate_uid()
+        out.BitsAllocated, out.BitsStored, out.HighBit = 8, 8, 7
+        out.PixelRepresentation, out.RescaleIntercept = 0, 0
+        out.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        out.file_meta.MediaStorageSOPInstanceUID = out.SOPInstanceUID
         for tag in ('PixelPaddingValue', 'SmallestImagePixelValue', 'LargestImagePixelValue'):
             out.pop(tag, None)
         out['PixelData'].VR, out.PixelData = 'OB', (255 * mask).astype(np.uint8).tobytes()
@@ -176,8 +156,8 @@ ALL = {
     'seg': seg,
     'rtstruct': rtstruct,
     'nifti': nifti,
-    'png': png,
-    'maskdir': maskdir,
+    'png-mask': png_mask,
+    'dicom-mask': dicom_mask,
     'polygons': polygons,
     'boxes': boxes,
 }

@@ -148,7 +148,7 @@ def test_segmentations_of_dcmqi():
 
 @real
 def test_fractional_is_cut_at_half_and_says_so():
-    "highdicom's own test file; its source is a 16x16 CT that is not here, so the slices are made from what the file says"
+    "highdicom's own test file; its source, a 16x16 CT, is not here, so the slices are made from what the file says"
     file = REALDATA / 'seg_small/seg_image_ct_true_fractional.dcm'
     ds = pydicom.dcmread(file)
     plane = ds.SharedFunctionalGroupsSequence[0]
@@ -179,7 +179,7 @@ def test_deeplesion_table(tmp_path):
         File_name='000001_01_01_109.png',
         Patient_index=1,
         Key_slice_index=109,
-        Coarse_lesion_type=5,
+        Coarse_lesion_type=4,
         Spacing_mm_px_='0.8, 0.8, 5',
         Image_size='80, 64',
         Patient_age='60',
@@ -194,7 +194,7 @@ def test_deeplesion_table(tmp_path):
     (patient,), problems = scan_folder(tmp_path)
     (annotation,) = patient.annotations
     assert annotation.kind == 'boxes' and annotation.keys == (
-        '000001_01_01_109.png:1 type5',
+        '000001_01_01_109.png:1 type4',
         '000001_01_01_109.png:2 type2',
     )
     a, b = read_structures(annotation.paths, 'boxes', annotation.series.slices, annotation.keys)
@@ -372,7 +372,7 @@ def test_segments_of_one_label_and_a_source_in_one_file(drawn, tmp_path):
     ds = pydicom.dcmread(tmp_path / 'seg.dcm')
     ds.SegmentSequence.append(pydicom.dataset.Dataset())
     ds.SegmentSequence[1].SegmentNumber, ds.SegmentSequence[1].SegmentLabel = 2, 'tumour'
-    for k, g in enumerate(ds.PerFrameFunctionalGroupsSequence):  # as if drawn on one enhanced file
+    for g in ds.PerFrameFunctionalGroupsSequence:  # as if drawn on one enhanced file
         source = g.DerivationImageSequence[0].SourceImageSequence[0]
         source.ReferencedSOPInstanceUID, source.ReferencedFrameNumber = (
             '1.5',
@@ -431,7 +431,7 @@ def test_contours_that_cannot_be_trusted(drawn, tmp_path):
 
 def test_mask_files_of_another_place(drawn, tmp_path):
     ct, slices, mask = drawn
-    formats.maskdir(tmp_path, ct, mask)
+    formats.dicom_mask(tmp_path, ct, mask)
     files = sorted((tmp_path / 'MASKS_DICOM/tumour').iterdir())
     for tag, value, said in (
         ('ImagePositionPatient', [-20, -30, 14], 'pair files'),

@@ -207,8 +207,8 @@ def real_lesion():
 
 
 @pytest.fixture(scope='module')
-def from_maskdir(real_lesion, tmp_path_factory):
-    return _ingested(real_lesion, 'maskdir', tmp_path_factory.mktemp('maskdir'))
+def from_masks(real_lesion, tmp_path_factory):
+    return _ingested(real_lesion, 'dicom-mask', tmp_path_factory.mktemp('dicom-mask'))
 
 
 def _ingested(lesion, format, folder, slices='largest', **options):
@@ -232,35 +232,35 @@ def _ingested(lesion, format, folder, slices='largest', **options):
         ('nifti', {}),
         ('nifti', {'axes': 'SPL'}),
         ('nifti', {'axes': 'LPS', 'value': 5}),
-        ('png', {}),
+        ('png-mask', {}),
     ],
 )
-def test_the_same_mask_gives_the_same_regions(real_lesion, from_maskdir, tmp_path, kind, options):
+def test_the_same_mask_gives_the_same_regions(real_lesion, from_masks, tmp_path, kind, options):
     rois, m = _ingested(real_lesion, kind, tmp_path, **options)
-    np.testing.assert_array_equal(rois, from_maskdir[0])
+    np.testing.assert_array_equal(rois, from_masks[0])
     assert (
-        m.hu_mean.tolist() == from_maskdir[1].hu_mean.tolist()
-        and m.volume_ml.tolist() == from_maskdir[1].volume_ml.tolist()
+        m.hu_mean.tolist() == from_masks[1].hu_mean.tolist()
+        and m.volume_ml.tolist() == from_masks[1].volume_ml.tolist()
     )
 
 
 def test_boxes_give_the_same_regions(real_lesion, tmp_path):
     "On every slice: which of them is the largest, a box cannot say"
-    boxes, masks = (_ingested(real_lesion, kind, tmp_path / kind, slices='all') for kind in ('boxes', 'maskdir'))
+    boxes, masks = (_ingested(real_lesion, kind, tmp_path / kind, slices='all') for kind in ('boxes', 'dicom-mask'))
     np.testing.assert_array_equal(boxes[0], masks[0])
     assert set(boxes[1].notes) == {'a box, no outline'}
 
 
 @pytest.mark.parametrize('kind,options', [('rtstruct', {}), ('rtstruct', {'references': False}), ('polygons', {})])
-def test_the_same_outline_within_a_pixel(real_lesion, from_maskdir, tmp_path, kind, options):
+def test_the_same_outline_within_a_pixel(real_lesion, from_masks, tmp_path, kind, options):
     _, m = _ingested(real_lesion, kind, tmp_path, **options)
     edges = ['row_min', 'row_max', 'col_min', 'col_max']
-    assert len(m) == 1 and (m[edges] - from_maskdir[1][edges]).abs().max(axis=None) <= 1
-    assert m.area_mm2[0] == pytest.approx(from_maskdir[1].area_mm2[0], rel=0.03)
+    assert len(m) == 1 and (m[edges] - from_masks[1][edges]).abs().max(axis=None) <= 1
+    assert m.area_mm2[0] == pytest.approx(from_masks[1].area_mm2[0], rel=0.03)
     assert ('by position' in str(m.notes[0])) == ('references' in options)
 
 
-@pytest.mark.parametrize('kind', ['nifti', 'rtstruct', 'maskdir', 'seg'])
+@pytest.mark.parametrize('kind', ['nifti', 'rtstruct', 'dicom-mask', 'seg'])
 def test_slices_whose_rows_and_columns_run_the_other_way(real_lesion, tmp_path, kind):
     "The real slices turned by 180 degrees, pixels and geometry alike; the outline was drawn on the slices as they are"
     ct, mask = real_lesion

@@ -163,7 +163,7 @@ def _is_mask(ds: Dataset, path: Path, root: Path) -> bool:
     folders = path.relative_to(root).parent.parts
     return ds.get('BitsAllocated') == 8 or any('mask' in folder.lower() for folder in folders)
 
-
+# %% ../../nbs/cohort/headers.ipynb #07d98ee8
 def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
     "What the slices of the series of `ds` have in common"
 
@@ -198,56 +198,20 @@ def _plain_offset(
     complete = os.fstat(file.fileno()).st_size >= at + start + n
     return at + start if plain and complete else None
 
-# %% ../../nbs/cohort/headers.ipynb #b0958b3f
-class _HeaderReader:
-    "Reads the headers of files below `root`, and keeps what the slices of a series share"
+# %% ../../nbs/cohort/headers.ipynb #5a0ac988
+class _SliceReader:
+    "Makes entries of slices below `root`, and keeps what the slices of a series share"
 
     def __init__(self, root: Path):
         self.root = root
         self.known: dict[tuple, SeriesFields] = {}
 
-    def read(self, path: Path) -> list[SliceEntry] | list[OutlineEntry]:
-        "The slices or the outlines in a file"
-        suffix = path.suffix.lower()
-        if is_nifti(path):
-            return _nifti_entries(path)
-        if suffix == '.png':
-            return [OutlineEntry('png-mask', path)]
-        if suffix == '.csv':
-            kind = table_kind(path)
-            return [OutlineEntry(kind, path)] if kind else []
-        with open(path, 'rb') as file:
-            if file.read(132)[128:] == b'DICM':
-                file.seek(0)
-                return self._dicom(path, file)
-        if suffix in ('.dcm', '.ima'):
-            raise InputError("not a DICOM file; fetch it again from its source")
-        return []
-
-    def _dicom(self, path: Path, file: BinaryIO) -> list[SliceEntry] | list[OutlineEntry]:
-        ds = pydicom.dcmread(file, stop_before_pixels=True)
-        raw = _raw_values(ds)
-        if _DIRECTORY in raw:
-            return []  # DICOMDIR, an index of the other files
-        if _MODALITY not in raw:
-            raise InputError("says no modality, perhaps it is cut short; fetch it again from its source")
-        modality = _raw_text(raw, _MODALITY)
-        if modality == 'SEG':
-            return [_seg_entry(path, ds)]
-        if modality == 'RTSTRUCT':
-            return [_rtstruct_entry(path, ds)]
-        if modality != 'CT' or _raw_text(raw, _CLASS) not in _CT_CLASSES:
-            return []  # not CT, or a screenshot of one
-        if _FRAMES in raw and frame_numbers(ds) != [None]:
-            return self._frames(path, ds)
-        return [self._slice(path, ds, raw, file)]
-
-    def _frames(self, path: Path, ds: Dataset) -> list[SliceEntry]:
+    def frames(self, path: Path, ds: Dataset) -> list[SliceEntry]:
         "The slices of a file of many"
         shared = _series_fields(ds, path, self.root)
         return [SliceEntry(SliceHeader(**header_fields(ds, path, k)), shared) for k in frame_numbers(ds)]
 
-    def _slice(self, path: Path, ds: Dataset, raw: dict, file: BinaryIO) -> SliceEntry:
+    def slice(self, path: Path, ds: Dataset, raw: dict, file: BinaryIO) -> SliceEntry:
         "A file of one slice: what the series shares, and what differs"
         key = (path.parent, *map(raw.get, _SHARED))
         if key not in self.known:
@@ -263,6 +227,45 @@ class _HeaderReader:
         )
         return SliceEntry(header, shared)
 
+# %% ../../nbs/cohort/headers.ipynb #92361805
+def _dicom_entries(path: Path, file: BinaryIO, slices: _SliceReader) -> list[SliceEntry] | list[OutlineEntry]:
+    "The slices or the outlines in a DICOM file"
+    ds = pydicom.dcmread(file, stop_before_pixels=True)
+    raw = _raw_values(ds)
+    if _DIRECTORY in raw:
+        return []  # DICOMDIR, an index of the other files
+    if _MODALITY not in raw:
+        raise InputError("says no modality, perhaps it is cut short; fetch it again from its source")
+    modality = _raw_text(raw, _MODALITY)
+    if modality == 'SEG':
+        return [_seg_entry(path, ds)]
+    if modality == 'RTSTRUCT':
+        return [_rtstruct_entry(path, ds)]
+    if modality != 'CT' or _raw_text(raw, _CLASS) not in _CT_CLASSES:
+        return []  # not CT, or a screenshot of one
+    if _FRAMES in raw and frame_numbers(ds) != [None]:
+        return slices.frames(path, ds)
+    return [slices.slice(path, ds, raw, file)]
+
+# %% ../../nbs/cohort/headers.ipynb #ee1a2ebc
+def _file_entries(path: Path, slices: _SliceReader) -> list[SliceEntry] | list[OutlineEntry]:
+    "The slices or the outlines in a file"
+    suffix = path.suffix.lower()
+    if is_nifti(path):
+        return _nifti_entries(path)
+    if suffix == '.png':
+        return [OutlineEntry('png-mask', path)]
+    if suffix == '.csv':
+        kind = table_kind(path)
+        return [OutlineEntry(kind, path)] if kind else []
+    with open(path, 'rb') as file:
+        if file.read(132)[128:] == b'DICM':
+            file.seek(0)
+            return _dicom_entries(path, file, slices)
+    if suffix in ('.dcm', '.ima'):
+        raise InputError("not a DICOM file; fetch it again from its source")
+    return []
+
 # %% ../../nbs/cohort/headers.ipynb #49f2d188
 def _problem(path: Path, e: Exception) -> Problem:
     if isinstance(e, InputError):
@@ -271,18 +274,18 @@ def _problem(path: Path, e: Exception) -> Problem:
         return Problem(path, f"cannot be read ({e.strerror or brief(e)}); check the disk and the rights")
     return Problem(path, f"damaged file ({brief(e)}); fetch it again from its source")
 
-
+# %% ../../nbs/cohort/headers.ipynb #05c50ba9
 def index_files(
     paths: Iterable[str | Path],  # some files below `root`
     root: str | Path,  # the folder that is searched
 ) -> tuple[list[SliceEntry | OutlineEntry], list[Problem]]:
     "What some files hold, from their headers."
-    reader = _HeaderReader(Path(root))
+    slices = _SliceReader(Path(root))
     entries: list[SliceEntry | OutlineEntry] = []
     problems = []
     for path in map(Path, paths):
         try:
-            entries += reader.read(path)
+            entries += _file_entries(path, slices)
         except Exception as e:  # parsers fail in many ways
             problems.append(_problem(path, e))
     return entries, problems

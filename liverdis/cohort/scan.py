@@ -88,7 +88,7 @@ def _in_order(entries: Sequence[SliceEntry]) -> list[SliceHeader]:
     headers = [e.header for e in entries]
     return sort_slices(headers) if len(headers) > 1 else headers
 
-
+# %% ../../nbs/cohort/scan.ipynb #7d6cc151
 def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
     "The series that entries of one grid make up"
     distinct = _without_copies(entries)
@@ -109,7 +109,7 @@ def _n_missing(slices: Sequence[SliceHeader]) -> int:
     steps = np.diff([s.normal_position_mm for s in slices])
     return int(np.round(steps / np.median(steps) - 1).clip(0).sum())
 
-
+# %% ../../nbs/cohort/scan.ipynb #e081799e
 def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_copies: int) -> Series:
     shared, missing = entries[0].shared, _n_missing(ordered)
     notes = []
@@ -167,7 +167,7 @@ def _steps(a: Path, b: Path) -> int:
 def _words(path: Path) -> set[str]:
     return set(re.split(r'[\W_]+', nifti_stem(path).casefold()))
 
-
+# %% ../../nbs/cohort/scan.ipynb #a92eff4b
 def _choose(
     candidates: Sequence[Series],
     folder: Path,  # of the annotation
@@ -224,7 +224,7 @@ def _all_among(asked_mm: np.ndarray, positions_mm: np.ndarray) -> bool:
         return False
     return bool((positions_mm[at] <= asked_mm + SAME_PLACE_MM).all())
 
-
+# %% ../../nbs/cohort/scan.ipynb #b2b253f8
 def _on_grid(headers: Sequence[SliceHeader], series: Series) -> bool:
     "Whether all slices with these headers lie on slices of the series, pixel on pixel"
     a, b = headers[0], series.slices[0]
@@ -289,7 +289,7 @@ def _owners(all_series: Sequence[Series]) -> dict[str, Series]:
     "Every name of every slice -> its series"
     return {name: series for series in all_series for s in series.slices for name in slice_names(s)}
 
-
+# %% ../../nbs/cohort/scan.ipynb #1274b053
 def _named_series(outline: OutlineEntry, rows: pd.DataFrame, owners: dict[str, Series]) -> list[Annotation | Problem]:
     "One annotation for each series whose slices a table names"
     series = [owners.get(name.replace('\\', '/')) or owners.get(Path(name).name) for name in rows.image]
@@ -306,7 +306,7 @@ def _named_series(outline: OutlineEntry, rows: pd.DataFrame, owners: dict[str, S
         found.append(Problem(outline.path, reason, failed=False))
     return found
 
-
+# %% ../../nbs/cohort/scan.ipynb #56668ec5
 def _table(
     outline: OutlineEntry, all_series: Sequence[Series], owners: dict[str, Series]
 ) -> list[Annotation | Problem]:
@@ -329,7 +329,7 @@ def _key_slice(row: pd.Series, picture: Path) -> Series:
     patient = f'DeepLesion {row.Patient_index}'
     return Series((header,), patient, '', row.Patient_index, 'unknown', picture.parent)
 
-
+# %% ../../nbs/cohort/scan.ipynb #3579f7c1
 def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) -> list[Series]:
     "A series of one slice for each key slice of DeepLesion that is here"
     pictures = {f'{f.parent.name}_{f.name}': f for f in files if f.suffix.lower() == '.png'}
@@ -364,7 +364,7 @@ class _Index(NamedTuple):
     outlines: list[OutlineEntry]
     problems: list[Problem]
 
-
+# %% ../../nbs/cohort/scan.ipynb #c7670902
 def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int, int], object] | None) -> _Index:
     index = _Index([], [], [])
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
@@ -377,7 +377,7 @@ def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int,
             progress(min(n * _CHUNK, len(files)), len(files))
     return index
 
-
+# %% ../../nbs/cohort/scan.ipynb #a13eb4f0
 def _ct_stacks(slices: Iterable[SliceEntry]) -> list[Series | Problem]:
     "The CT series, without masks and scouts"
     images = (e for e in slices if not e.shared.mask and not e.shared.scout)
@@ -393,7 +393,7 @@ def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | P
     except InputError as e:
         return Problem(paths[0], str(e).removeprefix(f'{paths[0]}: '))
 
-
+# %% ../../nbs/cohort/scan.ipynb #0064673a
 def _outline_series(outline: OutlineEntry, all_series: Sequence[Series], tree: _Tree) -> Series:
     "The series of a file of outlines; `InputError` if it is not certain"
     folder = outline.path.parent
@@ -403,7 +403,7 @@ def _outline_series(outline: OutlineEntry, all_series: Sequence[Series], tree: _
         return _by_grid(nifti_headers(outline.path), outline.path, tree)
     return _choose(tree.nearest(folder, lambda s: True), folder, "fits")
 
-
+# %% ../../nbs/cohort/scan.ipynb #925d2920
 def _outline_annotation(
     group: Sequence[OutlineEntry], all_series: Sequence[Series], tree: _Tree
 ) -> Annotation | Problem:
@@ -421,7 +421,7 @@ def _picture_groups(outlines: Iterable[OutlineEntry], all_series: Sequence[Serie
     pictures = (o for o in outlines if o.kind == 'png-mask' and o.path.parent not in image_folders)
     return _grouped(pictures, lambda o: (o.path.parent, re.sub(r'\d+$', '', o.path.stem)))
 
-
+# %% ../../nbs/cohort/scan.ipynb #d860db83
 def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation | Problem]:
     "All outlines, each with its series or the reason why it has none"
     tree, tables = _Tree(all_series), [o for o in index.outlines if o.kind in ('boxes', 'polygons')]
@@ -464,7 +464,7 @@ def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> 
         if id(s) not in used
     ]
 
-
+# %% ../../nbs/cohort/scan.ipynb #49113c2c
 def _no_series(src: Path, problems: Sequence[Problem]) -> InputError:
     why = f' ({problems[0].path}: {problems[0].reason})' if problems else ''
     return InputError(f"{src}: holds no CT series that can be read{why}; give the folder with the images")

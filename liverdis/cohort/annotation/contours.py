@@ -64,7 +64,7 @@ def _frames_of_reference(ds: Dataset) -> set[str]:
     of_rois = {str(r.get('ReferencedFrameOfReferenceUID')) for r in ds.StructureSetROISequence}
     return (of_file | of_rois) - {'None', ''}
 
-
+# %% ../../../nbs/cohort/annotation/contours.ipynb #58a6d3b7
 def _is_foreign(ds: Dataset, stack: SliceStack) -> bool:
     "Whether a structure set was drawn in another space than that of the slices"
     s, frames = stack.slices[0], _frames_of_reference(ds)
@@ -81,7 +81,7 @@ def _points(contour: Dataset, path: str | Path) -> np.ndarray:  # (N,3) x, y, z 
             f"{path}: a contour is not a list of x, y, z ({brief(e)}); fetch it again from its source"
         ) from e
 
-
+# %% ../../../nbs/cohort/annotation/contours.ipynb #73d07473
 def _named_rank(contour: Dataset, stack: SliceStack) -> int | None:
     "Rank of the first slice that a contour names"
     ranks = (stack.rank_of(image) for image in contour.get('ContourImageSequence', []))
@@ -90,6 +90,15 @@ def _named_rank(contour: Dataset, stack: SliceStack) -> int | None:
 
 def _encloses_pixels(contour: Dataset, points: np.ndarray) -> bool:
     return contour.get('ContourGeometricType') in ('CLOSED_PLANAR', 'CLOSEDPLANAR_XOR') and len(points) >= 3
+
+# %% ../../../nbs/cohort/annotation/contours.ipynb #6f4c4753
+def _check_distance(off_mm: np.ndarray, stack: SliceStack, rank: int, what: str) -> None:
+    "`InputError` if a contour lies off the slice that it names"
+    s, off = stack.slices[rank], abs(off_mm.mean())
+    if off > max(stack.step_mm, s.thickness_mm or 0) / 2 + 1e-3:
+        raise InputError(
+            f"{what} lies {off:.1f} mm off the slice {s.where} that it names; save it in the geometry of the CT"
+        )
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #7a505ad0
 class _Roi:
@@ -100,6 +109,12 @@ class _Roi:
         self.polygons: dict[int, list[np.ndarray]] = defaultdict(list)  # rank -> (N,2) rows and columns
         self.counts: Counter[str] = Counter()  # what the notes say
 
+    def rank_by_place(self, points: np.ndarray) -> int | None:
+        if self.foreign:
+            ct = self.stack.slices[0].path
+            raise InputError(f"{self.path}: was drawn on another image than {ct}; give the RTSTRUCT of this series")
+        return self.stack.rank_at(points.mean(0), self.stack.step_mm / 2 + 1e-3)
+
     def add(self, contour: Dataset) -> None:
         "Put a contour on its slice, or count why not"
         points = _points(contour, self.path)
@@ -107,33 +122,17 @@ class _Roi:
             self.counts['points or open lines left out'] += 1
             return
         named = _named_rank(contour, self.stack)
-        rank = self._rank_by_place(points) if named is None else named
+        rank = self.rank_by_place(points) if named is None else named
         if rank is None:
             self.counts['contours lie on no slice'] += 1
             return
         row, col, off_mm = self.stack.slices[rank].to_pixels(points).T
-        self._check_distance(off_mm, rank)
+        _check_distance(off_mm, self.stack, rank, f'{self.path}: a contour of {self.name}')
         if np.ptp(off_mm) > self.stack.step_mm:
             self.counts['contours across the slices left out'] += 1
             return
         self.counts['contours matched by position'] += named is None
         self.polygons[rank].append(np.stack([row, col], 1))
-
-    def _rank_by_place(self, points: np.ndarray) -> int | None:
-        if self.foreign:
-            raise InputError(
-                f"{self.path}: was drawn on another image than {self.stack.slices[0].path}; "
-                "give the RTSTRUCT of this series"
-            )
-        return self.stack.rank_at(points.mean(0), self.stack.step_mm / 2 + 1e-3)
-
-    def _check_distance(self, off_mm: np.ndarray, rank: int) -> None:
-        s, off = self.stack.slices[rank], abs(off_mm.mean())
-        if off > max(self.stack.step_mm, s.thickness_mm or 0) / 2 + 1e-3:
-            raise InputError(
-                f"{self.path}: a contour of {self.name} lies {off:.1f} mm off the slice {s.where} that it names; "
-                "save it in the geometry of the CT"
-            )
 
     def structure(self, key: str) -> Structure:
         "The filled contours"
@@ -148,7 +147,7 @@ def _contours(ds: Dataset) -> dict[str, Sequence[Dataset]]:
     rois = ds.get('ROIContourSequence', [])
     return {str(r.get('ReferencedROINumber')): r.get('ContourSequence') or [] for r in rois}
 
-
+# %% ../../../nbs/cohort/annotation/contours.ipynb #bc04605d
 def read_rtstruct(
     paths: Sequence[str | Path],  # one RTSTRUCT file
     stack: SliceStack,  # the series

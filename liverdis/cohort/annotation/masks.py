@@ -94,7 +94,7 @@ def _require_binary(file: _MaskFile) -> None:
             f"{file.path}: holds {n} different values, so it is an image and not a mask; give the mask's file"
         )
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #5497a123
 def _agree(a: Sequence[float] | None, b: Sequence[float] | None, atol: float) -> bool:
     "Whether two positions or orientations are the same, or one is not given"
     return not a or not b or tuple(a) == tuple(b) or np.allclose(np.asarray(a, float), np.asarray(b, float), atol=atol)
@@ -116,7 +116,7 @@ def _fits(file: _MaskFile, s: SliceHeader) -> bool:
     here = _agree(file.position_mm, s.position_mm, SAME_PLACE_MM)
     return here and _agree(file.orientation, s.orientation, 1e-3)
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #6a6badc9
 def _misplaced(file: _MaskFile, stack: SliceStack, rank: int | None) -> InputError:
     "The error for a mask file that lies on no slice"
     s = stack.slices[0] if rank is None else stack.slices[rank]
@@ -137,7 +137,7 @@ def list_dicom_mask(
     "The one structure of a mask folder, named as the folder is."
     return [('', Path(paths[0]).parent.name)]
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #1d2de0b3
 def read_dicom_mask(
     paths: Sequence[str | Path],  # all files of one mask folder
     stack: SliceStack,  # the series
@@ -213,7 +213,7 @@ class _Labels(NamedTuple):
             return self.listed()
         return select_structures(path, 'value', {'': self.stem} | self.by_value(), keys)
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #c5396fec
 def _mask_of(image: np.ndarray, key: str) -> np.ndarray:
     return image > 0 if key == '' else image == int(key)
 
@@ -230,7 +230,7 @@ def _picture_labels(paths: Sequence[str | Path]) -> _Labels:
         )
     return _Labels(stem, sorted(values))
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #78e0a911
 def list_png(
     paths: Sequence[str | Path],  # one picture, or the pictures of a folder
 ) -> list[tuple[str, str]]:  # (key, name)
@@ -249,7 +249,7 @@ def _numbers(paths: Sequence[str | Path]) -> list[int]:
         )
     return numbers
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #c58b36a1
 def _instances(stack: SliceStack, where: str | Path) -> list[int]:
     "InstanceNumber of each slice; `InputError` unless each has its own"
     found = [s.instance if s.frame is None else s.frame + 1 for s in stack.slices]
@@ -285,7 +285,7 @@ def _pair_by_number(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     rank_of = dict(zip(sorted(numbers), in_order))
     return _Pairing([rank_of[n] for n in numbers], ('pictures paired with slices in the order of their numbers',))
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #7f4535c5
 def _pair(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     "The slices of pictures, by the first rule that holds"
     if len(paths) == len(stack.slices) == 1:
@@ -339,7 +339,7 @@ def _nifti_labels(path: str | Path) -> _Labels:
     values = set().union(*(_values(p.ravel(order='K').astype(np.intp)) for p in planes)) - {0}
     return _Labels(nifti_stem(path), sorted(values))
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #2d0e9a7e
 def list_nifti_mask(
     paths: Sequence[str | Path],  # one .nii or .nii.gz
 ) -> list[tuple[str, str]]:  # (key, name)
@@ -359,7 +359,7 @@ def _require_affine(path: str | Path) -> None:
             f"{path}: does not say where it lies (sform and qform codes are 0); save it with the affine of the CT"
         )
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #1ef1f221
 def read_nifti_mask(
     paths: Sequence[str | Path],  # one .nii or .nii.gz
     stack: SliceStack,  # the series

@@ -39,7 +39,7 @@ def _read_seg_file(path: str | Path, pixels: bool = True) -> Dataset:
         raise InputError(f"{path}: not a DICOM Segmentation, or cut short; give the whole SEG file")
     return ds
 
-
+# %% ../../../nbs/cohort/annotation/seg.ipynb #568d9d9d
 def _segments(ds: Dataset) -> dict[str, str]:
     "Number -> label of the segments, without the background of a label map"
     labels = {
@@ -137,7 +137,7 @@ class _Frame:
 def _shares_space(ds: Dataset, s: SliceHeader) -> bool:
     return bool(s.frame_of_reference) and ds.get('FrameOfReferenceUID') == s.frame_of_reference
 
-
+# %% ../../../nbs/cohort/annotation/seg.ipynb #68a6db17
 def _seg_frames(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection[str]) -> Iterator[_Frame]:
     "The frames of the wanted segments"
     shared_group = (ds.get('SharedFunctionalGroupsSequence') or [Dataset()])[0]
@@ -211,7 +211,7 @@ def _on_own_slice(plane: _Plane, stack: SliceStack, rank: int, path: str | Path)
         return resample_slice(plane.mask, plane.header, s, path)
     return SliceMask(check_shape(plane.mask, s, path), False, True)
 
-
+# %% ../../../nbs/cohort/annotation/seg.ipynb #b5daf540
 def _needs_volume(planes: Sequence[_Plane], stack: SliceStack) -> bool:
     if not planes or len(stack.slices) == 1:
         return False
@@ -245,7 +245,7 @@ def _is_about(ds: Dataset, stack: SliceStack) -> bool:
         return frame == s.frame_of_reference
     return not series or s.series_uid in series
 
-
+# %% ../../../nbs/cohort/annotation/seg.ipynb #fd35142d
 def read_seg(
     paths: Sequence[str | Path],  # one SEG file
     stack: SliceStack,  # the series

@@ -56,7 +56,7 @@ def _ranks_by_name(slices: Sequence[SliceHeader]) -> dict[str, list[int]]:
             ranks[name].append(rank)
     return dict(ranks)
 
-
+# %% ../../../nbs/cohort/annotation/structures.ipynb #68fa9d17
 def _rank_by_uid(slices: Sequence[SliceHeader]) -> dict[str, dict[int | None, int]]:
     "SOPInstanceUID -> frame -> rank, without the UIDs that several slices share"
     ranks = defaultdict(list)
@@ -128,7 +128,7 @@ def _pixel_map(header: SliceHeader, s: SliceHeader, where: str | Path) -> _Pixel
         raise InputError(f"{where}: lies across the slices of {s.where}; save it in the geometry of the CT")
     return _PixelMap(corners[0, :2], down[:2], along[:2])
 
-
+# %% ../../../nbs/cohort/annotation/structures.ipynb #c81b3d09
 def _one_to_one(m: _PixelMap, shape: tuple[int, int]) -> bool:
     "Whether each pixel of a slice falls on a pixel of its own in the mask, and skips none"
     steps, reach = np.array(m), np.array([[1], [shape[0]], [shape[1]]])
@@ -136,7 +136,7 @@ def _one_to_one(m: _PixelMap, shape: tuple[int, int]) -> bool:
     on_centres = (np.abs(steps - whole) * reach).max() < 0.1
     return bool(on_centres and np.abs(whole[1:]).sum() == 2)
 
-
+# %% ../../../nbs/cohort/annotation/structures.ipynb #4590b14d
 def _is_identity(m: _PixelMap) -> bool:
     return bool((np.rint(np.array(m)) == [[0, 0], [1, 0], [0, 1]]).all())
 
@@ -226,7 +226,7 @@ def _listing(names: Mapping[str, str]) -> str:
     listed = [key if key == name else f'{key} ({name})' for key, name in first]
     return ', '.join(listed) or 'one structure, without a key'
 
-
+# %% ../../../nbs/cohort/annotation/structures.ipynb #00ddecb7
 def select_structures(
     path: str | Path,  # annotation file, for messages
     what: str,  # what the format calls a structure: 'segment', 'ROI', 'lesion', 'value'

@@ -27,7 +27,7 @@ def _read_csv(path: str | Path) -> pd.DataFrame:
     except ValueError as e:
         raise InputError(f"{path}: is not a CSV table ({brief(e)}); save it as comma-separated UTF-8 text") from e
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #09888fab
 def read_table(
     path: str | Path,  # CSV
 ) -> pd.DataFrame:  # all cells text
@@ -88,7 +88,7 @@ def lesion_table(
         raise InputError(f"{path}: row {blank[0] + 2} has no lesion; give it the id of its lesion")
     return df
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #56db11be
 def list_table(
     paths: Sequence[str | Path],  # one CSV
 ) -> list[tuple[str, str]]:  # (key, name)
@@ -128,7 +128,7 @@ def _ranks_named(name: str, stack: SliceStack) -> list[int]:
     "Ranks of the slices that a table may mean by a name, with its folder or without"
     return stack.by_name.get(name.replace('\\', '/')) or stack.by_name.get(Path(name).name, [])
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #6085887a
 def _require_one_slice(ranks: dict[str, list[int]], path: str | Path) -> None:
     for name, found in ranks.items():
         if len(found) > 1:
@@ -212,7 +212,7 @@ def _box_pixels(rows: _Rows, stack: SliceStack, path: str | Path) -> np.ndarray:
         ends = [np.rint(np.minimum(first, last)), np.rint(np.maximum(first, last))]
     return np.column_stack(ends).astype(int)
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #29bdd58d
 def _box_mask(box: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray:
     "The part of a box within the image; `InputError` if there is none"
     r0, c0, r1, c1 = box
@@ -261,7 +261,7 @@ def read_polygons(
             polygons[lesion][int(rank)].append(points[vertices])
     return [_filled(lesion, polygons[lesion], short[lesion], stack) for lesion in rows.lesions]
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #e5fac222
 def _filled(lesion: str, polygons: dict[int, list], n_short: int, stack: SliceStack) -> Structure:
     filled = {rank: fill_polygons(p, stack.slices[rank].shape) for rank, p in sorted(polygons.items())}
     masks = {rank: mask for rank, mask in filled.items() if mask.any()}
