@@ -44,7 +44,7 @@ def test_counts_and_patients(cohort):
 def test_manifest_is_the_frozen_one(cohort):
     verify_files(cohort)
     assert cohort.checksum == load_manifest(FROZEN).checksum, (
-        "the phantom has changed: renew data_manifest/phantom.csv as nbs/04_phantom.ipynb says"
+        "the phantom has changed: renew data_manifest/phantom.csv as nbs/cohort/phantom/cohort.ipynb says"
     )
 
 

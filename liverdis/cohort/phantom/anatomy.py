@@ -27,7 +27,7 @@ class Ellipse(NamedTuple):
     radii: Pair  # mm
     angle: float = 0.0  # radians
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #19e99c0d
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #af91ce57
 class Canvas:
     "A slice being painted: HU over slightly bent coordinates in mm, x to the patient's left, y to the back."
 
@@ -71,7 +71,7 @@ class Canvas:
         at = self.box(shape.centre, max(shape.radii) + margin)
         return at, ellipse(self.x[at], self.y[at], *shape)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #800e7ff1
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #f016aabc
 def paint(
     c: Canvas,
     distance: np.ndarray,  # mm, over `at`; negative inside
@@ -86,7 +86,7 @@ def paint(
     part = c.hu[at]
     part += cover(distance, width or c.px) * (value - part)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #8e9590af
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #886669e7
 def paint_ellipse(
     c: Canvas,
     centre: Pair,  # mm
@@ -127,7 +127,7 @@ class Cavity:
     cava: tuple[float, float]  # (x, y) of the inferior vena cava's middle
     distance: np.ndarray  # (512, 512) to its margin, negative inside
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #0faa5ba1
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #b41cb14b
 def _make_cavity(
     c: Canvas,
 ) -> Cavity:
@@ -148,7 +148,7 @@ def _draw_table(
         arc = np.hypot(x, y - 0.95 * c.patient.half_depth_mm - drop + radius) - radius
         paint(c, np.maximum(np.abs(arc) - 0.8, np.abs(x) - 200), 60 - 4 * drop)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #dc4c7dec
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #37b1cc4e
 def draw_wall(
     c: Canvas,
 ) -> Cavity:
@@ -167,7 +167,7 @@ def draw_wall(
     paint(c, cavity.distance, FAT)
     return cavity
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #e70c8591
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #23e25207
 PROCESSES = (  # of a vertebra: relative to the spine's landmark
     Ellipse((0, 44), (3.2, 15), 0),
     Ellipse((-22, 30), (16, 3.6), -0.3),
@@ -190,7 +190,7 @@ def _draw_vertebra(
     paint_ellipse(c, (0, y), (20, 15.5), c.rng.uniform(140, 230))
     paint_ellipse(c, (0, y + 23.5), (9.5, 7.5), 30)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #0f0f10d5
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #5a363fe5
 def _draw_ribs(
     c: Canvas,
     cavity: Cavity,
@@ -217,7 +217,7 @@ def draw_bones(
         _draw_ribs(c, cavity, side)
     _draw_vertebra(c, cavity.spine)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #9ed949d7
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #e6ec70ac
 def _draw_lung_vessels(
     c: Canvas,
     cavity: Cavity,
@@ -247,7 +247,7 @@ def draw_lungs(
     paint(c, room, FAT)
     return room
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #fb16e396
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #62499141
 def _draw_gut(
     c: Canvas,
     room: np.ndarray,  # (512, 512) distance to the space below the diaphragm
@@ -275,7 +275,7 @@ def _draw_kidney(
     for radii, hu in (((31, 29), FAT), ((26, 24), 188.0), ((18, 16), 172.0), ((9, 6), FAT + 30)):
         paint_ellipse(c, centre, radii, hu, angle, room)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #99973d30
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #4d38adea
 def _right_kidney(
     c: Canvas,
     cavity: Cavity,
@@ -303,7 +303,7 @@ def draw_great_vessels(
     paint_ellipse(c, (10, cavity.spine - 27), (10.5, 10.5), c.patient.pool_hu + 4)
     paint_ellipse(c, cavity.cava, (13, 9.5), c.patient.pool_hu - 8, 0.3)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #cb745969
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #d43984bf
 def _draw_fat_vessels(
     c: Canvas,
     cavity: Cavity,
@@ -328,7 +328,7 @@ def _draw_spleen(
     radii = a * r.uniform(0.2, 0.27), b * r.uniform(0.42, 0.58) * (1.1 - 0.4 * c.level)
     paint_ellipse(c, centre, radii, c.patient.liver_hu * 0.3 + r.uniform(82, 96), -0.5, room)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #f798f5e4
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #ddad06ac
 def _draw_pancreas(
     c: Canvas,
     cavity: Cavity,
@@ -364,7 +364,7 @@ def _draw_stomach(
     radii = a * r.uniform(0.22, 0.34), b * r.uniform(0.24, 0.42)
     _draw_gut(c, room, centre, radii, 4.0)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #2c9ecb76
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #608b1290
 def draw_left_side(
     c: Canvas,
     cavity: Cavity,
@@ -405,7 +405,7 @@ def draw_gallbladder(
     paint_ellipse(c, centre, (size, 1.5 * size), bile, -0.3)
     return Ellipse(centre, wall, -0.3)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #debaa400
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #b2187ea2
 def _fissure(
     c: Canvas,
     cavity: Cavity,
@@ -434,7 +434,7 @@ def _neighbours(
         shapes.append(_fissure(c, cavity))
     return shapes
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #1afeddce
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #09a85985
 def liver_bounds(
     c: Canvas,
     cavity: Cavity,
@@ -448,7 +448,7 @@ def liver_bounds(
         bounds[at] = np.maximum(bounds[at], 1 - distance)
     return bounds
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #eff254c2
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #a8c45383
 def _right_lobe(
     c: Canvas,
     cavity: Cavity,
@@ -470,7 +470,7 @@ def _left_lobe(
     radii = a * (0.58 - 0.4 * t) * _jitter(c), b * (0.38 - 0.16 * t) * _jitter(c)
     return ellipse(c.x, c.y, centre, radii, -0.18)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #72ee41cb
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #50596fe2
 def liver_distance(
     c: Canvas,
     cavity: Cavity,
@@ -484,7 +484,7 @@ def liver_distance(
         distance = merge(distance, ellipse(c.x, c.y, (-0.14 * a, 0.1 * b), (0.13 * a, 0.15 * b)), 10)
     return np.maximum(distance, bounds)
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #2d7203e7
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #4ed2b7c8
 class Vessel(NamedTuple):
     "A straight piece of a vessel."
 
@@ -512,7 +512,7 @@ def _branch(
         tree += _branch(rng, end, onward, thin * rng.uniform(0.5, 0.95), left - 1)
     return tree
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #ad12f4e1
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #8a306ca1
 def _vessel_trees(
     c: Canvas,
     cavity: Cavity,
@@ -529,7 +529,7 @@ def _vessel_trees(
             vessels += _branch(r, start, heading + r.normal(0, 0.2), r.uniform(3.5, 5.5))
     return vessels
 
-# %% ../../../nbs/cohort/phantom/anatomy.ipynb #9fdf48c9
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #cd7edfc7
 def draw_liver_vessels(
     c: Canvas,
     cavity: Cavity,

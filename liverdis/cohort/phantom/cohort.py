@@ -31,7 +31,7 @@ def _lesion_numbers(
         raise InputError(f"counts: {counts} is no number of lesions; give at least one")
     return np.array([counts.get(label, 0) for label in CLASSES])
 
-# %% ../../../nbs/cohort/phantom/cohort.ipynb #ee4947dc
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #48398a2c
 def _deal_patient(
     left: np.ndarray,  # (4,) lesions of each class to deal; those dealt are taken off
     most: np.ndarray,  # (4,) of one class in a patient
@@ -49,7 +49,7 @@ def _deal_patient(
         left[kind] -= 1
     return dealt
 
-# %% ../../../nbs/cohort/phantom/cohort.ipynb #e6a26130
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #e32fc38d
 def plan_cohort(
     counts: dict[str, int] | None = None,  # class to number of lesions; None for the paper's 66/81/65/27
     seed: int = 239,  # of everything in the cohort
@@ -93,7 +93,7 @@ def _manifest_row(
         sha256=file_checksum(out / image, out / outline),
     )
 
-# %% ../../../nbs/cohort/phantom/cohort.ipynb #e72b8d9b
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #af99ad9b
 def write_case(
     case: Case,
     appearance: Appearance,
@@ -110,7 +110,7 @@ def write_case(
         ds.save_as(out / path, enforce_file_format=True)
     return _manifest_row(case, ct.SeriesInstanceUID, image, outline, out)
 
-# %% ../../../nbs/cohort/phantom/cohort.ipynb #6272e334
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #dc379cdf
 def _cohort_name(
     counts: dict[str, int] | None,
     seed: int,

@@ -53,7 +53,7 @@ def _add_file_meta(
     meta.ImplementationVersionName = 'LIVERDIS'
     ds.file_meta = meta
 
-# %% ../../../nbs/cohort/phantom/dicom.ipynb #b2c73f3f
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #917ed626
 def _patient_module(
     case: Case,
 ) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _study_module(
         ReferringPhysicianName='',
     )
 
-# %% ../../../nbs/cohort/phantom/dicom.ipynb #97d89459
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #b669f774
 def _series_module(
     case: Case,
     cohort: str,
@@ -116,7 +116,7 @@ def _equipment_module(
         ContrastBolusAgent='Iodinated contrast (synthetic)',
     )
 
-# %% ../../../nbs/cohort/phantom/dicom.ipynb #e659f010
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #4b713e86
 def _image_module(
     case: Case,
     cohort: str,
@@ -153,7 +153,7 @@ def _plane_module(
         SliceLocation=round(z, 4),
     )
 
-# %% ../../../nbs/cohort/phantom/dicom.ipynb #cb86ea0c
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #8ad459eb
 def _pixel_module(
     case: Case,
 ) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _pixel_module(
         ConvolutionKernel=case.patient.scanner.kernel,
     )
 
-# %% ../../../nbs/cohort/phantom/dicom.ipynb #ce7e2270
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #ff8cde1f
 def ct_dataset(
     case: Case,
     hu: np.ndarray,  # (512, 512) int16
@@ -200,7 +200,7 @@ def ct_dataset(
     _add_file_meta(ds, CTImageStorage)
     return ds
 
-# %% ../../../nbs/cohort/phantom/dicom.ipynb #d3e1c7c2
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #ccb2bfa0
 def _segments(
     case: Case,
 ) -> list[SegmentDescription]:
@@ -223,7 +223,7 @@ def _make_reproducible(
     del seg.ContributingEquipmentSequence  # holds the time of day and highdicom's version
     _add_file_meta(seg, SegmentationStorage)
 
-# %% ../../../nbs/cohort/phantom/dicom.ipynb #41ed1859
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #3beca1de
 def seg_dataset(
     case: Case,
     ct: Dataset,  # the slice it outlines

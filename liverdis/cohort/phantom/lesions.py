@@ -62,7 +62,7 @@ class Outline:
         wave = sum(np.cos(k * theta + phase) / k for k, phase in zip(orders, self.phases))
         return np.hypot(u, v) * np.sqrt(self.squeeze) / (self.radius_mm * (1 + rough * wave))
 
-# %% ../../../nbs/cohort/phantom/lesions.ipynb #505f474d
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #db1298c4
 def _draw_diameter(
     rng: np.random.Generator,
     small: float,  # probability of less than 18 mm
@@ -87,7 +87,7 @@ def draw_outline(
         offset_mm=rng.uniform(-0.15, 0.15) * diameter,
     )
 
-# %% ../../../nbs/cohort/phantom/lesions.ipynb #18d05c3b
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #0c5cd618
 @dataclass
 class Patch:
     "The neighbourhood of a lesion that its pattern is painted on."
@@ -185,7 +185,7 @@ def _nodules(
     ]
     return np.max(spots, 0)
 
-# %% ../../../nbs/cohort/phantom/lesions.ipynb #b23fc712
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #80f0db1d
 def metastasis_hypodense(
     p: Patch,
 ) -> Painted:
@@ -209,7 +209,7 @@ def metastasis_faint(
     hu = hu - contrast * p.rng.uniform(0, 18) * cover(p.rho - 0.5 + 0.15 * p.field(0.4), 0.4)
     return hu, _metastasis_margin(p)
 
-# %% ../../../nbs/cohort/phantom/lesions.ipynb #ad649a0d
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #1788fe41
 def metastasis_cystic(
     p: Patch,
 ) -> Painted:
@@ -247,7 +247,7 @@ def hemangioma_slow(
     spot = p.blob(0.85, p.rng.uniform(0, 7), p.rng.uniform(0.12, 0.25))
     return hu + spot * p.rng.uniform(0, 0.7) * p.appearance.contrast * (p.pool - hu), 1.2
 
-# %% ../../../nbs/cohort/phantom/lesions.ipynb #f6fc412c
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #b7fc9e47
 def hemangioma_flash(
     p: Patch,
 ) -> Painted:
@@ -304,7 +304,7 @@ RADII_MM: dict[Pattern, tuple[float, float]] = {  # where a pattern occurs, if n
     cyst_septate: (6, 50),
 }
 
-# %% ../../../nbs/cohort/phantom/lesions.ipynb #eac6af4b
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #ceff48d8
 def _occurs(
     pattern: Pattern,
     radius_mm: float,

@@ -24,7 +24,7 @@ def _bspline(
     t = np.abs(np.arange(n)[:, None] / step - np.arange(-1, int(np.ceil(n / step)) + 2))
     return np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6)
 
-# %% ../../../nbs/cohort/phantom/painting.ipynb #3fb73f94
+# %% ../../../nbs/cohort/phantom/painting.ipynb #a80defcd
 def smooth_field(
     rng: np.random.Generator,
     shape: tuple[int, int],  # (H, W)
@@ -34,7 +34,7 @@ def smooth_field(
     u, v = _bspline(shape[0], step), _bspline(shape[1], step)
     return u @ rng.normal(size=(u.shape[1], v.shape[1])) @ v.T / 0.479
 
-# %% ../../../nbs/cohort/phantom/painting.ipynb #21c75c40
+# %% ../../../nbs/cohort/phantom/painting.ipynb #22af68eb
 def ellipse(
     x: np.ndarray,  # mm
     y: np.ndarray,  # mm
@@ -49,7 +49,7 @@ def ellipse(
     f = np.sqrt(u * u + v * v) + 1e-9
     return f * (f - 1) / np.sqrt((u / radii[0]) ** 2 + (v / radii[1]) ** 2 + 1e-18)
 
-# %% ../../../nbs/cohort/phantom/painting.ipynb #888171ae
+# %% ../../../nbs/cohort/phantom/painting.ipynb #918c8e0c
 def tube(
     x: np.ndarray,  # mm
     y: np.ndarray,  # mm
@@ -63,7 +63,7 @@ def tube(
     t = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / (d @ d), 0, 1)
     return np.sqrt((x - a[0] - t * d[0]) ** 2 + (y - a[1] - t * d[1]) ** 2) - ra - t * (rb - ra)
 
-# %% ../../../nbs/cohort/phantom/painting.ipynb #31842097
+# %% ../../../nbs/cohort/phantom/painting.ipynb #a0899ffe
 def merge(
     a: np.ndarray,  # distance in mm
     b: np.ndarray,  # distance in mm
@@ -73,7 +73,7 @@ def merge(
     h = np.clip(0.5 + 0.5 * (b - a) / k, 0, 1)
     return b + (a - b) * h - k * h * (1 - h)
 
-# %% ../../../nbs/cohort/phantom/painting.ipynb #3d853e9b
+# %% ../../../nbs/cohort/phantom/painting.ipynb #dbd902c4
 def cover(
     distance: np.ndarray,  # mm, negative inside
     width: float,  # mm over which the share falls from 1 to 0

@@ -60,7 +60,7 @@ class Rendered:
     spacing_mm: tuple[float, float]  # (row, col)
     pattern: str  # which pattern of its class
 
-# %% ../../../nbs/cohort/phantom/rendering.ipynb #533a21a7
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #8be19ed8
 PARTS = ('anatomy', 'geometry', 'look', 'noise')
 
 
@@ -71,7 +71,7 @@ def case_rng(
     "The case's generator for one part, independent of other cases and of the class."
     return keyed_rng(case.patient.seed, 1, case.patient.number, case.slice_no, PARTS.index(part))
 
-# %% ../../../nbs/cohort/phantom/rendering.ipynb #79dc9e92
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #3469e6a2
 def _spots(
     liver: np.ndarray,  # (512, 512) distance in mm, negative inside
     radius: float,  # mm
@@ -99,7 +99,7 @@ def place_lesion(
     row, col = spots[(liver[points[..., 0], points[..., 1]] < 0).mean(1).argmax()]
     return axis[col], axis[row]
 
-# %% ../../../nbs/cohort/phantom/rendering.ipynb #f1648e92
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #1e794357
 @dataclass(frozen=True, eq=False)
 class Site:
     "Where on a slice a lesion lies."
@@ -129,7 +129,7 @@ def _choose_site(
     at = c.box(middle, 1.5 * outline.radius_mm)
     return Site(outline, at, c.axis[None, at[1]] - middle[0], c.axis[at[0], None] - middle[1])
 
-# %% ../../../nbs/cohort/phantom/rendering.ipynb #65ed41d8
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #1c9543f1
 def share_of_slice(
     rho: np.ndarray,  # 1 on the outline
     outline: Outline,
@@ -143,7 +143,7 @@ def share_of_slice(
     weighted = (weight * share for weight, share in zip((5 / 18, 8 / 18, 5 / 18), covers))
     return sum(weighted, start=np.zeros_like(covers[0]))
 
-# %% ../../../nbs/cohort/phantom/rendering.ipynb #3e7b67ae
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #5c2d1c70
 ROUGHNESS = {'cyst': 0.03, 'metastasis': 0.1, 'hemangioma': 0.09, 'healthy': 0.06}  # of the painted margin
 
 
@@ -174,7 +174,7 @@ def _paint_lesion(
     c.hu[at] += share * cover(liver[at], c.px) * (hu - c.hu[at])
     return pattern.__name__
 
-# %% ../../../nbs/cohort/phantom/rendering.ipynb #47d86c57
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #904a2e16
 def _reader_outline(
     site: Site,
     liver: np.ndarray,  # (512, 512) distance in mm, negative inside

@@ -27,7 +27,7 @@ class Scanner:
     intercept: int  # RescaleIntercept of the signed 12-bit pixels
     thickness_mm: tuple[float, ...]  # slice thicknesses in use
 
-# %% ../../../nbs/cohort/phantom/scanner.ipynb #6ddc0427
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #4d561945
 SCANNERS = (
     Scanner('GE MEDICAL SYSTEMS', 'STANDARD', 0.42, 0.30, 2.6, 9.0, -1024, (1.25, 2.5, 3.75, 5.0)),
     Scanner('SIEMENS', 'B30f', 0.36, 0.21, 2.0, 8.0, -1024, (1.0, 2.0, 3.0, 5.0)),
@@ -54,7 +54,7 @@ class VirtualPatient:
     sex: str  # F or M
     age: int  # years
 
-# %% ../../../nbs/cohort/phantom/scanner.ipynb #1aafdd12
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #396d761c
 def keyed_rng(
     seed: int,  # of the cohort
     *key: int,  # what the numbers are for
@@ -62,7 +62,7 @@ def keyed_rng(
     "The random generator of one purpose, independent of those with other keys."
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
-# %% ../../../nbs/cohort/phantom/scanner.ipynb #9dcc87a8
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #ca915655
 def _draw_body(
     rng: np.random.Generator,
 ) -> tuple[float, float, float]:  # half width, half depth, fat
@@ -90,7 +90,7 @@ def _draw_exposure(
     mas = 250 * np.exp(rng.normal(0.2, 0.35)) * (half_width_mm / 172) ** 2 * (3 / thickness) ** 0.3
     return thickness, int(np.clip(mas, 120, 630))
 
-# %% ../../../nbs/cohort/phantom/scanner.ipynb #df68c092
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #f8981b59
 def draw_patient(
     seed: int,  # of the cohort
     number: int,  # of the patient
@@ -124,7 +124,7 @@ def _tissue_grain(
     "Standard deviation in HU of the texture of each pixel's tissue: air, fat, fluid, soft tissue or bone."
     return np.select([hu < -300, hu < -20, hu < 30, hu < 240], [0.0, 9.0, 0.0, 2.5], 45.0)
 
-# %% ../../../nbs/cohort/phantom/scanner.ipynb #dec69619
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #a1ee3137
 def _frequencies(
     spacing_mm: float,
 ) -> np.ndarray:  # (512, 257) cycles/mm
@@ -151,7 +151,7 @@ def _coloured_noise(
     power = f * np.exp((1 - f**scanner.nps_fall) / scanner.nps_fall)
     return fft.irfft2(fft.rfft2(rng.normal(size=(SIZE, SIZE))) * np.sqrt(power), (SIZE, SIZE))
 
-# %% ../../../nbs/cohort/phantom/scanner.ipynb #976b1656
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #b8d0b68a
 def _noise_hu(
     patient: VirtualPatient,
     factor: float,
@@ -168,7 +168,7 @@ def _noise_profile(
     squared = ((np.arange(SIZE) - (SIZE - 1) / 2) * patient.spacing_mm) ** 2
     return 0.55 + 0.6 * np.exp(-squared[:, None] / patient.half_depth_mm**2 - squared / patient.half_width_mm**2)
 
-# %% ../../../nbs/cohort/phantom/scanner.ipynb #2d771940
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #2689f387
 def acquire(
     hu: np.ndarray,  # (512, 512) HU as painted
     patient: VirtualPatient,
