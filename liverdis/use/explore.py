@@ -13,11 +13,11 @@ from typing import Any
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core import CLASS_COLOURS, CLASSES
 from ..method.disentangle import Disentangler
+from ..study.report import show_framed
 
 # %% ../../nbs/use/explore.ipynb #786a42b3
 @torch.no_grad()
@@ -32,15 +32,6 @@ def mixed_image(
     c = (w[:, None] / w.sum() * net.spec_encoder(c_from)).sum(0, keepdim=True)
     return net.decode(c, net.unspec_encoder(r_from[None]))[0]
 
-# %% ../../nbs/use/explore.ipynb #d6c94f0c
-def _show(ax: Axes, image: torch.Tensor, title: str, frame: str | None = None) -> None:
-    "An image `(1,S,S)`, grey from 0 to 1, framed in a colour."
-    ax.imshow(image[0].cpu(), cmap='gray', vmin=0, vmax=1)
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=10)
-    for spine in ax.spines.values():
-        spine.set(visible=frame is not None, color=frame, linewidth=3)
-
 # %% ../../nbs/use/explore.ipynb #68037b03
 def draw_mix(
     net: Disentangler,  # in evaluation mode
@@ -51,10 +42,11 @@ def draw_mix(
     "The ingredients and, on the right, what the decoder makes of them."
     fig = plt.figure(figsize=(8.4, 2), layout='constrained')
     left, *middle, right = fig.subplots(1, 2 + len(CLASSES))
-    _show(left, r_from, 'r from\n')
+    show_framed(left, r_from[0].numpy(), 'r from\n')
     for ax, image, name, w in zip(middle, c_from, CLASSES, weights):
-        _show(ax, image, f'{name}\n{w / sum(weights):.0%}', CLASS_COLOURS[name])
-    _show(right, mixed_image(net, r_from, c_from, weights), 'decoded\n')
+        show_framed(ax, image[0].numpy(), f'{name}\n{w / sum(weights):.0%}', CLASS_COLOURS[name])
+    decoded = mixed_image(net, r_from, c_from, weights)
+    show_framed(right, decoded[0].numpy(), 'decoded\n')
     return fig
 
 # %% ../../nbs/use/explore.ipynb #b17a130a
