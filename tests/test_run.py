@@ -27,6 +27,21 @@ def straight(tmp_path_factory):
     return out
 
 
+def stop(process, how):
+    "Send a signal; every worker must end with the process. Returns its exit code"
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(how)
+    code = process.wait(timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "workers outlived the run"
+    return code
+
+
+def done(out):
+    "The records of finished tasks and when they were written"
+    return {p: p.stat().st_mtime_ns for p in out.glob("weights/*.json")}
+
+
 @pytest.mark.parametrize("how, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_stopped_run_goes_on_with_the_same_numbers(straight, tmp_path, how, code):
     "Also, the same lesions given as a user's own give the same numbers, and the run does not call them the phantom"
@@ -35,17 +50,31 @@ def test_stopped_run_goes_on_with_the_same_numbers(straight, tmp_path, how, code
     while not list(out.glob("weights/*disentangle.json")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(how)
-    assert process.wait(timeout=30) == code
-    gone, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive, "workers outlived the run"
+    assert stop(process, how) == code
     assert not (out / "results.json").exists()
-    kept = {p: p.stat().st_mtime_ns for p in out.glob("weights/*.json")}
+    before = done(out)
     subprocess.run(run, check=True, capture_output=True)
-    assert {p: p.stat().st_mtime_ns for p in kept} == kept, "finished stages were done again"
+    assert before.items() <= done(out).items(), "finished tasks were done again"
     assert (out / "predictions.csv").read_bytes() == (straight / "predictions.csv").read_bytes()
-    assert json.loads((out / "results.json").read_text())["data"] == "own manifest" and not (out / "phantom").exists()
+    results, undisturbed = (json.loads((folder / "results.json").read_text()) for folder in (out, straight))
+    assert results["data"] == "own manifest" and not (out / "phantom").exists()
+    assert measures(results) == measures(undisturbed)
+
+
+def measures(results):
+    "What the codes hold, in each fold"
+    return [{k: v for k, v in fold["disentangle"].items() if k != "wall_time_s"} for fold in results["folds"]]
+
+
+def test_measures_of_each_fold(straight):
+    folds = measures(json.loads((straight / "results.json").read_text()))
+    assert len(folds) == 3
+    for fold in folds:
+        shares = {"probe_r_accuracy", "probe_c_accuracy", "majority_accuracy", "swap_to_code", "swap_to_image"}
+        shares |= {"swap_classifier_accuracy", "swap_classifier_rebuilt_accuracy"}
+        assert fold.keys() == shares | {"test_mse", "test_mse_other_r", "r_sensitivity"}
+        assert all(0 <= fold[k] <= 1 for k in shares)
+        assert fold["r_sensitivity"] == fold["test_mse_other_r"] / fold["test_mse"]
 
 
 def test_no_two_processes_in_one_run(straight):
