@@ -183,7 +183,7 @@ def _choose(
         best = [s for s in best if _words(s.slices[0].path) <= _words(path)] or best
     if len(best) > 1:
         raise InputError(
-            f"{relation} {len(best)} CT series alike; put it in the folder of its own, or keep one of them"
+            f"{relation} {len(best)} CT series alike; put it in the folder of its series, or keep one of them"
         )
     return best[0]
 
