@@ -4,18 +4,25 @@
 
 # %% auto #0
 __all__ = ['CrossEntropy', 'classifier_learner', 'Disentangler', 'encode', 'DisentangleLoss', 'chance_entropy', 'Adversary',
-           'mse', 'adv_loss', 'adv_acc', 'disentangle_learner', 'swap']
+           'mse', 'adv_loss', 'adv_acc', 'DisentangleLearner', 'disentangle_learner', 'swap']
 
 # %% ../../nbs/method/disentangle.ipynb #8d2a9582
+import copy
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.callback.training import CastToTensor
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.schedule import LRFinder
+from fastai.data.core import DataLoaders
 from fastai.metrics import accuracy
 from torch import nn
 
+from .data import TensorROI
 from .learner import RoiLearner
 from .models import classifier, decoder, encoder
 from ..settings import Settings
@@ -24,73 +31,108 @@ from ..settings import Settings
 class CrossEntropy:
     "Cross entropy of logits `(B,K)` with labels `(B,)` or with class probabilities `(B,K)`."
 
-    def __call__(self, pred, targ):
-        return F.cross_entropy(pred, targ)
+    def __init__(
+        self,
+        reduction: str = 'mean',  # or 'none': one number a case
+    ):
+        self.reduction = reduction
 
-    def activation(self, pred):
+    def __call__(self, pred: torch.Tensor, targ: torch.Tensor) -> torch.Tensor:
+        "The loss."
+        return F.cross_entropy(pred, targ, reduction=self.reduction)
+
+    def activation(self, pred: torch.Tensor) -> torch.Tensor:
+        "Logits to probabilities."
         return pred.softmax(-1)
 
-    def decodes(self, pred):
+    def decodes(self, pred: torch.Tensor) -> torch.Tensor:
+        "Probabilities to class numbers."
         return pred.argmax(-1)
+
+# %% ../../nbs/method/disentangle.ipynb #891ce258
+def _encoder_and_classifier(model):
+    "The layer groups of a classifier."
+    return [list(part.parameters()) for part in model]
 
 
 def classifier_learner(
-    dls,  # of one fold
+    dls: DataLoaders,  # of one fold
     settings: Settings,
-    cbs=None,  # further callbacks
+    cbs: list[Callback] | None = None,  # further callbacks
 ) -> RoiLearner:  # its model is `Sequential(encoder, classifier)`
     "Phase 1, and the final classifier of either arm: an encoder and a classifier, cross entropy, Adam."
-    model = nn.Sequential(encoder(settings), classifier(settings))
-    return RoiLearner(dls, model, [model], CrossEntropy(), settings.classifier_lr, settings.weight_decay, accuracy, cbs)
+    return RoiLearner(
+        dls,
+        nn.Sequential(encoder(settings), classifier(settings)),
+        CrossEntropy(),
+        splitter=_encoder_and_classifier,
+        lr=settings.classifier_lr,
+        wd=settings.weight_decay,
+        metrics=accuracy,
+        cbs=cbs,
+    )
 
 # %% ../../nbs/method/disentangle.ipynb #8d6cc076
 class Disentangler(nn.Module):
     "The networks of phase 2. `forward` gives the reconstruction `(B,1,S,S)` and r `(B,code)`."
 
+    code_mean: torch.Tensor  # (code,), of c over the training part
+    code_scale: torch.Tensor  # (code,), its spread
+
     def __init__(
         self,
-        spec_encoder: nn.Module,  # E_C from phase 1
-        spec_classifier: nn.Module,  # its classifier
+        spec_encoder: nn.Module,  # E_C from phase 1; copied
+        spec_classifier: nn.Module,  # its classifier; copied
         settings: Settings,
     ):
         super().__init__()
-        self.spec_encoder, self.spec_classifier = spec_encoder, spec_classifier
+        self.spec_encoder = copy.deepcopy(spec_encoder)
+        self.spec_classifier = copy.deepcopy(spec_classifier)
         self.unspec_encoder, self.decoder, self.adversary = encoder(settings), decoder(settings), classifier(settings)
         self.register_buffer('code_mean', torch.zeros(settings.code_size))
         self.register_buffer('code_scale', torch.ones(settings.code_size))
-        for net in (spec_encoder, spec_classifier, self.adversary):
+        for net in (self.spec_encoder, self.spec_classifier, self.adversary):
             net.requires_grad_(False)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> 'Disentangler':
+        "Training mode, except for the networks of phase 1, which stay in evaluation mode."
         super().train(mode)
         self.spec_encoder.eval()
         self.spec_classifier.eval()
         return self
 
-    def fit_scale(self, c, floor=0.1):
-        "Take mean and spread of c `(N,code)`, the codes of the training part; no spread is below `floor` times the average one."
+    def fit_scale(
+        self,
+        c: torch.Tensor,  # (N,code), the codes of the training part
+        floor: float = 0.1,  # no spread is below this share of the average one
+    ) -> None:
+        "Take mean and spread of c, with which `decode` standardises."
         self.code_mean.copy_(c.mean(0))
         self.code_scale.copy_(c.std(0).clamp_min(floor * c.std(0).mean()))
 
-    def decode(self, c, r):
-        "The image that c and r describe together."
+    def decode(self, c: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        "The image `(B,1,S,S)` that c and r, both `(B,code)`, describe together."
         return self.decoder((c - self.code_mean) / self.code_scale, r)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        "Images `(B,1,S,S)` to reconstructions and r."
         with torch.no_grad():
             c = self.spec_encoder(x)
         r = self.unspec_encoder(x)
         return self.decode(c, r), r
 
-
+# %% ../../nbs/method/disentangle.ipynb #bc5e94ce
 @torch.no_grad()
 def encode(
-    encoder: nn.Module,
-    batches,  # of images (B,1,S,S) and labels (B,)
-) -> tuple:  # codes (N,code), labels (N,)
-    "Codes of many images, a batch at a time. Evaluation mode."
+    encoder: nn.Module,  # put into evaluation mode
+    batches: Iterable,  # of images (B,1,S,S) and labels (B,)
+) -> tuple[torch.Tensor, torch.Tensor]:  # codes (N,code), labels (N,)
+    "Codes of many images, a batch at a time."
     encoder.eval()
-    codes, labels = zip(*((encoder(x), y) for x, y in batches))
+    codes, labels = [], []
+    for x, y in batches:
+        codes.append(encoder(x))
+        labels.append(y)
     return torch.cat(codes), torch.cat(labels)
 
 # %% ../../nbs/method/disentangle.ipynb #746a6a4e
@@ -101,12 +143,27 @@ class DisentangleLoss:
         self,
         lam: float,  # negative
         chance: float,  # entropy of the class frequencies, in nats
+        reduction: str = 'mean',  # or 'none': one number a case
     ):
-        self.lam, self.chance = lam, chance
+        self.lam, self.chance, self.reduction = lam, chance, reduction
 
-    def __call__(self, pred, x, y):
+    def __call__(self, pred: tuple, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        "The loss of `pred`, reconstructions and the adversary's logits."
         rebuilt, logits = pred
-        return F.mse_loss(rebuilt, x) + self.lam * F.cross_entropy(logits, y).clamp(max=self.chance)
+        rec = F.mse_loss(rebuilt, x, reduction=self.reduction)
+        if self.reduction == 'none':
+            rec = rec.flatten(1).mean(1)
+        return rec + self.lam * F.cross_entropy(logits, y, reduction=self.reduction).clamp(max=self.chance)
+
+    def activation(self, pred: tuple) -> tuple:
+        "The adversary's logits to probabilities."
+        rebuilt, logits = pred
+        return rebuilt, logits.softmax(-1)
+
+    def decodes(self, pred: tuple) -> tuple:
+        "The adversary's probabilities to class numbers."
+        rebuilt, probabilities = pred
+        return rebuilt, probabilities.argmax(-1)
 
 
 def chance_entropy(
@@ -118,30 +175,38 @@ def chance_entropy(
 
 # %% ../../nbs/method/disentangle.ipynb #636f47c0
 class Adversary(Callback):
-    "Trains the adversary on detached codes, `steps` times a batch, then shows its opinion to the loss."
+    "Trains the adversary on detached codes, `steps` times a batch, then adds its logits to the prediction."
 
-    order = CastToTensor.order + 1
+    order = MixedPrecision.order + 1
 
     def __init__(
         self,
         steps: int,  # of the adversary for each step of encoder and decoder
-        rate: float,  # of its own Adam
+        lr: float,  # of its own Adam
     ):
-        self.steps, self.rate, self.adv_opt = steps, rate, None
+        self.steps, self.adv_lr = steps, lr
+        self.adv_opt: Any = None
 
-    def before_fit(self):
+    def before_fit(self) -> None:
+        "Make the optimizer, once."
         if self.adv_opt is None:
-            self.adv_opt = torch.optim.Adam(self.model.adversary.parameters(), lr=self.rate, fused=True)
+            self.adv_opt = torch.optim.Adam(self.model.adversary.parameters(), lr=self.adv_lr, fused=True)
+        searching = any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
+        self._before_search = copy.deepcopy(self.adv_opt.state_dict()) if searching else None
 
-    def before_batch(self):
-        self.learn.yb = (self.x, self.y)
+    def before_batch(self) -> None:
+        "The image is a target too."
+        if len(self.yb):
+            self.learn.yb = (self.x, self.y)
 
-    def after_pred(self):
+    def after_pred(self) -> None:
+        "Replace r in the prediction by the adversary's logits, after its steps if this is training."
         rebuilt, r = self.pred
-        if self.training:
-            for _ in range(self.steps):
-                self._step(r.detach(), self.yb[1])
-        self.learn.pred = rebuilt, self.model.adversary(r)
+        with torch.autocast(r.device.type, enabled=False):
+            if self.training:
+                for _ in range(self.steps):
+                    self._step(r.detach(), self.yb[1])
+            self.learn.pred = rebuilt, self.model.adversary(r)
 
     def _step(self, r, y):
         adversary = self.model.adversary.requires_grad_(True)
@@ -152,48 +217,87 @@ class Adversary(Callback):
         finally:
             adversary.requires_grad_(False)
 
-    def state_dict(self):
+    def after_fit(self) -> None:
+        "After `lr_find`, go back to where the optimizer was."
+        if self._before_search:
+            self.adv_opt.load_state_dict(self._before_search)
+
+    def state_dict(self) -> dict:
+        "That of the optimizer."
         return self.adv_opt.state_dict()
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        "Go on from a checkpoint."
         self.before_fit()
         self.adv_opt.load_state_dict(state)
 
 # %% ../../nbs/method/disentangle.ipynb #2e4e44fb
-def mse(pred, x, y):
+def mse(pred: tuple, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     "Mean squared error of the reconstruction, images in [0, 1]."
     return F.mse_loss(pred[0], x)
 
 
-def adv_loss(pred, x, y):
+def adv_loss(pred: tuple, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     "Cross entropy of the adversary, in nats; chance is the entropy of the class frequencies."
     return F.cross_entropy(pred[1], y)
 
 
-def adv_acc(pred, x, y):
+def adv_acc(pred: tuple, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     "How often the adversary is right."
     return (pred[1].argmax(1) == y).float().mean()
 
+# %% ../../nbs/method/disentangle.ipynb #860c6545
+class DisentangleLearner(RoiLearner):
+    "A `RoiLearner` whose results are images."
+
+    def show_results(
+        self, ds_idx: int = 1, dl: Any = None, max_n: int = 9, shuffle: bool = True, **kwargs: Any
+    ) -> None:
+        "Originals with their class above, reconstructions below."
+        if dl is None:
+            dl = self.dls[ds_idx].new(shuffle=shuffle)
+        b = dl.one_batch()
+        rebuilt = self.get_preds(dl=[b])[0][0]
+        items = dl.show_batch(b, max_n=max_n, show=False)[2]
+        kwargs.setdefault('figsize', (1.6 * len(items), 3.6))
+        _, axs = plt.subplots(2, len(items), squeeze=False, layout='constrained', **kwargs)
+        for (x, *y), image, (above, below) in zip(items, rebuilt, axs.T):
+            x.show(ctx=above, title=str(y[0]) if y else '')
+            TensorROI(image).show(ctx=below)
+
+    def predict(self, item: Any, rm_type_tfms: Any = None, with_input: bool = False) -> tuple:
+        "The reconstruction as a `TensorROI` and as a tensor, and the adversary's probabilities."
+        dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
+        x, (rebuilt, probabilities), _ = self.get_preds(dl=dl, with_input=True)
+        found = TensorROI(rebuilt[0]), rebuilt[0], probabilities[0]
+        return (TensorROI(x[0]), *found) if with_input else found
+
+# %% ../../nbs/method/disentangle.ipynb #42d95b37
+def _trained_in_phase_2(net):
+    "The layer groups of a `Disentangler`: E_R and G_R."
+    return [list(net.unspec_encoder.parameters()), list(net.decoder.parameters())]
+
 
 def disentangle_learner(
-    dls,  # of one fold
+    dls: DataLoaders,  # of one fold
     phase1: nn.Sequential,  # the model of phase 1: E_C and its classifier
     settings: Settings,
-    cbs=None,  # further callbacks
-) -> RoiLearner:  # its model is a `Disentangler`
+    cbs: list[Callback] | None = None,  # further callbacks
+) -> DisentangleLearner:  # its model is a `Disentangler`
     "Phase 2: E_R and G_R against the adversary, E_C fixed."
-    s, net = settings, Disentangler(*phase1, settings).to(dls.device)
+    s = settings
+    net = Disentangler(phase1[0], phase1[1], s).to(dls.device)
     c, y = encode(net.spec_encoder, dls.train.unaugmented())
     if s.standardise:
         net.fit_scale(c)
-    learn = RoiLearner(
+    learn = DisentangleLearner(
         dls,
         net,
-        [net.unspec_encoder, net.decoder],
         DisentangleLoss(s.lam, chance_entropy(y)),
-        s.disentangle_lr,
-        0.0,
-        [mse, adv_loss, adv_acc],
+        splitter=_trained_in_phase_2,
+        lr=s.disentangle_lr,
+        wd=0.0,
+        metrics=[mse, adv_loss, adv_acc],
         cbs=[Adversary(s.adversary_steps, s.adversary_lr), *(cbs or [])],
     )
     learn.recorder.train_metrics = True
@@ -202,10 +306,10 @@ def disentangle_learner(
 # %% ../../nbs/method/disentangle.ipynb #e916ac29
 @torch.no_grad()
 def swap(
-    net: Disentangler,
+    net: Disentangler,  # put into evaluation mode
     r_from: torch.Tensor,  # (B,1,S,S) images that give r
     c_from: torch.Tensor,  # (B,1,S,S) images that give c
 ) -> torch.Tensor:  # (B,1,S,S)
-    "Images with the unspecified part of one and the specified part of another (Fig. 3). Evaluation mode."
+    "Images with the unspecified part of one and the specified part of another (Fig. 3)."
     net.eval()
     return net.decode(net.spec_encoder(c_from), net.unspec_encoder(r_from))
