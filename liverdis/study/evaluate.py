@@ -222,7 +222,7 @@ def _plain(x: Any) -> Any:
         x = x.item()
     return None if x != x else x
 
-
+# %% ../../nbs/study/evaluate.ipynb #bd47cd82
 def _arm_summary(df: pd.DataFrame, arm: str, spread: pd.Series) -> dict[str, Any]:
     cm = confusion(df, arm, None)
     classes = per_class(cm)

@@ -120,7 +120,7 @@ def _classify_decoded(net: Disentangler, classifier: nn.Module, c: torch.Tensor,
     logits = [classifier(net.decode(c, r)) for c, r in zip(c.split(256), r.split(256))]
     return torch.cat(logits).argmax(1).cpu()
 
-
+# %% ../../nbs/study/experiment.ipynb #aa273859
 def _swaps(net: Disentangler, swap_classifier: nn.Module, fold: _Fold, test: _Codes, seed: int) -> dict[str, float]:
     image_rows, code_rows = swap_pairs(test.y, np.random.default_rng(seed))
     swapped = _classify_decoded(net, swap_classifier, test.c[code_rows], test.r[image_rows])
@@ -184,7 +184,7 @@ def _chain_cost(task: Task, settings: Settings) -> float:
     longest = max((_chain_cost(later, settings) for later in waiting), default=0.0)
     return _COST[task.kind] * _epochs(task, settings) + longest
 
-
+# %% ../../nbs/study/experiment.ipynb #a53d9874
 def progress(
     run: Run,
 ) -> tuple[float, float]:  # work done, work in all, in arbitrary units
@@ -240,7 +240,7 @@ def _work_off(run: Run, pool: ProcessPoolExecutor, jobs: int, on_progress: Progr
         if on_progress:
             on_progress(*progress(run), [task.name for task in running.values()])
 
-
+# %% ../../nbs/study/experiment.ipynb #ed9a348b
 def run_tasks(
     run: Run,
     jobs: int,  # processes side by side
@@ -263,7 +263,7 @@ def _prediction_rows(run: Run, task: Task) -> Iterator[tuple]:
         predicted = CLASSES[int(np.argmax(p))]
         yield task.repeat, task.fold, task.kind, case, cases.patient_id[case], cases.label[case], predicted, *p
 
-
+# %% ../../nbs/study/experiment.ipynb #d9e38e6e
 def predictions(
     run: Run,
 ) -> pd.DataFrame:  # columns `PREDICTION_COLUMNS`
@@ -298,7 +298,7 @@ def _samples(x: torch.Tensor, y: torch.Tensor, n: int) -> np.ndarray:
         samples[k] = x[y == k][:n, 0]
     return samples
 
-
+# %% ../../nbs/study/experiment.ipynb #2a90772f
 def _figure_arrays(run: Run, per_class: int = 6) -> dict[str, np.ndarray]:
     "Test images of fold 1, and swaps among the first image of each class there."
     cases = run.cases(0)
@@ -322,7 +322,7 @@ def _save_figures(run: Run) -> None:
     small = {k: a.astype(np.float16) if a.dtype == np.float32 else a for k, a in arrays.items()}
     np.savez_compressed(run.folder / 'figures.npz', **small)
 
-
+# %% ../../nbs/study/experiment.ipynb #1cf8c9eb
 def collect(
     run: Run,  # all of its tasks done
 ) -> dict[str, Any]:  # what `results.json` holds
@@ -354,7 +354,7 @@ def _complete(run: Run, jobs: int, on_progress: Progress | None, began: float) -
         write_atomic(run.folder / 'run.json', json.dumps(run.info, indent=1))
     return collect(run)
 
-
+# %% ../../nbs/study/experiment.ipynb #a323cb5f
 def reproduce(
     folder: str | Path,  # of the run
     manifest: Manifest,

@@ -166,7 +166,7 @@ def pick_device() -> str:
         return 'cuda'
     return 'mps' if torch.backends.mps.is_available() else 'cpu'
 
-
+# %% ../../nbs/study/run.ipynb #5f3d4e57
 def versions() -> dict[str, str]:
     "Versions of Python and of the packages that the numbers depend on."
     packages = ('liverdis', 'torch', 'fastai', 'numpy', 'scipy', 'scikit-learn', 'pydicom', 'highdicom')
@@ -178,7 +178,7 @@ def _git(*arguments: str) -> str:
     command = ['git', '-C', str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-
+# %% ../../nbs/study/run.ipynb #c0e34568
 def git_revision() -> str | None:
     "The commit that this library was checked out at, with '+' if it was changed since; None outside a checkout."
     try:
@@ -195,7 +195,7 @@ def _fold_table(manifest: Manifest, settings: Settings, repeats: int) -> str:
     tables = [make_folds(manifest.df, settings.n_folds, settings.valid_share, seed) for seed in seeds]
     return pd.concat(tables, keys=range(repeats), names=['repeat']).reset_index('repeat').to_csv(index=False)
 
-
+# %% ../../nbs/study/run.ipynb #22304c6b
 def _store_rois(folder: Path, manifest: Manifest, settings: Settings) -> None:
     "Cut the regions into the run's folder; remove the folder again if that fails."
     is_new = not folder.exists()

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
+from torch import nn
 
 from ..core import write_atomic
 
@@ -44,7 +45,7 @@ def _save_checkpoint(path: Path, learn: Learner, state: dict[str, Any]) -> None:
     torch.save(parts, path.with_suffix('.tmp'))
     os.replace(path.with_suffix('.tmp'), path)
 
-
+# %% ../../nbs/study/training.ipynb #47f89faa
 def _load_checkpoint(path: Path, learn: Learner) -> dict[str, Any]:
     "Put everything back into the Learner and its callbacks; the stored `state`."
     saved = torch.load(path, map_location=learn.dls.device, weights_only=True)
@@ -54,6 +55,15 @@ def _load_checkpoint(path: Path, learn: Learner) -> dict[str, Any]:
     for cb in _stateful(learn):
         cb.load_state_dict(saved[cb.name])
     return saved['state']
+
+# %% ../../nbs/study/training.ipynb #3f1e8f9b
+def _add_epoch(state: dict[str, Any], row: dict[str, float], model: nn.Module, best: bool) -> None:
+    "Add a row to the history, and keep the weights of the last epoch or the best one."
+    history = [*state['history'], row]
+    state |= {'epoch': row['epoch'], 'history': history}
+    if not best or row['valid_loss'] <= min(h['valid_loss'] for h in history):
+        weights = {name: w.clone() for name, w in model.state_dict().items()}
+        state |= {'kept': weights, 'kept_epoch': row['epoch']}
 
 # %% ../../nbs/study/training.ipynb #4d0ef552
 class Checkpoint(Callback):
@@ -89,19 +99,12 @@ class Checkpoint(Callback):
         "Extend the history and keep the weights; save if it is time to."
         if self.epoch <= self.state['epoch']:
             return  # fastai runs through the epochs before `start_epoch`, too
-        self._record()
-        if time.perf_counter() - self.last_save > 20 * self.save_time:
-            self._save()
-
-    def _record(self):
         row = dict(zip(self.recorder.metric_names, [self.epoch, *self.learn.final_record]))
         row['time'] = time.perf_counter() - self.epoch_start
-        history = [*self.state['history'], row]
-        self.state |= {'epoch': self.epoch, 'history': history}
-        if not self.best or row['valid_loss'] <= min(h['valid_loss'] for h in history):
-            weights = {name: w.clone() for name, w in self.model.state_dict().items()}
-            self.state |= {'kept': weights, 'kept_epoch': self.epoch}
-        write_atomic(self.folder / 'history.csv', pd.DataFrame(history).to_csv(index=False))
+        _add_epoch(self.state, row, self.model, self.best)
+        write_atomic(self.folder / 'history.csv', pd.DataFrame(self.state['history']).to_csv(index=False))
+        if time.perf_counter() - self.last_save > 20 * self.save_time:
+            self._save()
 
     def _save(self):
         began = time.perf_counter()
