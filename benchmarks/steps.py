@@ -123,6 +123,8 @@ class Synthesis:
     def parts(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[], Any]]:
         """The synthesis of a batch as a whole, and its search and decoder alone."""
         net, plain_net = self.mixer.net, self.plain.net
+        for mixer in (self.mixer, self.plain):
+            mixer.sampler.restart(0, 10**5)  # drawing is no part of it
         with torch.no_grad():
             c = net.spec_encoder(x)
         return {
