@@ -99,7 +99,7 @@ def paint_ellipse(
     at, distance = c.near(Ellipse(centre, radii, angle))
     paint(c, distance, value, at, clip)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #4832d105
 def paint_tube(
     c: Canvas,
     a: Pair,  # mm where it starts
@@ -138,7 +138,7 @@ def _make_cavity(
     distance = ellipse(c.gentle[0], c.gentle[1], (0, -5), (a, b))
     return Cavity(a, b, spine, (-0.2 * a, spine - 22), distance)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #0cfc8778
 def _draw_table(
     c: Canvas,
 ) -> None:
@@ -176,7 +176,7 @@ PROCESSES = (  # of a vertebra: relative to the spine's landmark
     Ellipse((13, 27), (4.5, 8), -0.5),
 )
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #181ae575
 def _draw_vertebra(
     c: Canvas,
     y: float,  # mm, the middle of its body
@@ -205,7 +205,7 @@ def _draw_ribs(
         paint_ellipse(c, centre, radii, r.uniform(380, 620), angle)
         paint_ellipse(c, centre, radii - 1.4, r.uniform(110, 240), angle)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #c2788e10
 def draw_bones(
     c: Canvas,
     cavity: Cavity,
@@ -231,7 +231,7 @@ def _draw_lung_vessels(
         centre = cavity.half_width * q * np.cos(t), cavity.half_depth * q * np.sin(t)
         paint_ellipse(c, centre, r.uniform(0.6, 2.2, 2), 20.0, t, clip)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #93c21637
 def draw_lungs(
     c: Canvas,
     cavity: Cavity,
@@ -264,7 +264,7 @@ def _draw_gut(
     paint_ellipse(c, centre, inner, contents + r.normal(0, 8), angle, room + wall)
     paint_ellipse(c, centre, inner, GAS, angle, np.maximum(room + wall, c.y - surface))
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #c731979f
 def _draw_kidney(
     c: Canvas,
     room: np.ndarray,  # (512, 512) distance to the space below the diaphragm
@@ -283,7 +283,7 @@ def _right_kidney(
     "The middle of the right kidney, if it shows on this level."
     return (-0.42 * cavity.half_width, 0.5 * cavity.half_depth) if c.level > 0.55 else None
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #ae43eff8
 def draw_right_kidney(
     c: Canvas,
     cavity: Cavity,
@@ -294,7 +294,7 @@ def draw_right_kidney(
     if centre is not None:
         _draw_kidney(c, room, centre)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #37a7dbed
 def draw_great_vessels(
     c: Canvas,
     cavity: Cavity,
@@ -316,7 +316,7 @@ def _draw_fat_vessels(
         radii, hu = r.uniform(0.7, 2.4, 2), r.uniform(60, c.patient.pool_hu)
         paint_ellipse(c, centre, radii, hu, r.uniform(0, 3), room)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #18ef9e73
 def _draw_spleen(
     c: Canvas,
     cavity: Cavity,
@@ -340,7 +340,7 @@ def _draw_pancreas(
         radii = r.uniform(0.8, 1.15, 2) * (12, 9 - 3 * k)
         paint_ellipse(c, centre, radii, r.uniform(88, 100), -0.2)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #ab722da5
 def _draw_bowel(
     c: Canvas,
     cavity: Cavity,
@@ -352,7 +352,7 @@ def _draw_bowel(
         centre = a * r.uniform(-0.05, 0.8), b * r.uniform(-0.85, -0.05)
         _draw_gut(c, room, centre, r.uniform(8, 18, 2), 2.0)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #70cf7b16
 def _draw_stomach(
     c: Canvas,
     cavity: Cavity,
@@ -390,7 +390,7 @@ def _jitter(
     "A factor near one."
     return c.rng.uniform(0.94, 1.06)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #adbb3e39
 def draw_gallbladder(
     c: Canvas,
     cavity: Cavity,
@@ -416,7 +416,7 @@ def _fissure(
     radii = r.uniform(0.8, 2.4), r.uniform(0.12, 0.22) * b
     return Ellipse(centre, radii, r.uniform(-0.5, -0.1))
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #acf2472c
 def _neighbours(
     c: Canvas,
     cavity: Cavity,
@@ -459,7 +459,7 @@ def _right_lobe(
     radii = 0.62 * a * k * _jitter(c), 0.95 * b * k * _jitter(c)
     return ellipse(c.x, c.y, centre, radii, 0.12)
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #e582214d
 def _left_lobe(
     c: Canvas,
     cavity: Cavity,
@@ -493,7 +493,7 @@ class Vessel(NamedTuple):
     start_radius: float  # mm
     end_radius: float  # mm
 
-
+# %% ../../../nbs/cohort/phantom/anatomy.ipynb #724fe192
 def _branch(
     rng: np.random.Generator,
     start: np.ndarray,  # (x, y) mm

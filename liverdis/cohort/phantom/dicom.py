@@ -22,14 +22,14 @@ from .rendering import Case
 _DATE, _TIME = '20180101', '120000'
 _ROOT = uuid.UUID('6f1d2c1e-0f5b-5d6c-9a51-6c6976657264')  # ours, drawn once
 
-
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #20fe46c0
 def _uid(
     *what: Any,  # what it names
 ) -> UID:
     "A UID under 2.25 that follows from what it names."
     return UID(f"2.25.{uuid.uuid5(_ROOT, '/'.join(map(str, what))).int}")
 
-
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #743a7993
 def _set(
     ds: Dataset,
     attributes: dict[str, Any],  # keyword to value
@@ -38,7 +38,7 @@ def _set(
     for keyword, value in attributes.items():
         setattr(ds, keyword, value)
 
-
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #f620f4d6
 def _add_file_meta(
     ds: Dataset,
     sop_class: UID,
@@ -68,7 +68,7 @@ def _patient_module(
         DeidentificationMethod='Synthetic: no person was imaged',
     )
 
-
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #c5008e1c
 def _study_module(
     case: Case,
     cohort: str,
@@ -103,7 +103,7 @@ def _series_module(
         PositionReferenceIndicator='',
     )
 
-
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #c59b335e
 def _equipment_module(
     case: Case,
 ) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _image_module(
         BurnedInAnnotation='NO',
     )
 
-
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #e7cb8602
 def _plane_module(
     case: Case,
 ) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _segments(
     named = [('Liver', sct.AnatomicalStructure, sct.Liver), healthy if case.label == 'healthy' else lesion]
     return [SegmentDescription(i, *name, 'MANUAL', anatomic_regions=[sct.Liver]) for i, name in enumerate(named, 1)]
 
-
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #f3f7ef52
 def _make_reproducible(
     seg: Segmentation,
     cohort: str,

@@ -72,7 +72,7 @@ def _draw_diameter(
         return np.exp(rng.uniform(*np.log((8, 18))))
     return np.clip(rng.lognormal(np.log(34), 0.48), 15, 100)
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #e71db5c4
 def draw_outline(
     rng: np.random.Generator,
     small: float,  # share of lesions under 18 mm
@@ -134,21 +134,21 @@ class Patch:
 Painted = tuple[np.ndarray, float]  # HU over the patch, width of the margin in mm
 Pattern = Callable[[Patch], Painted]
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #ff5cccfb
 def cyst_simple(
     p: Patch,
 ) -> Painted:
     "Water, sharp and homogeneous."
     return p.inside(0, 20) + 0 * p.rho, 0.6
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #e61a86b5
 def cyst_dense(
     p: Patch,
 ) -> Painted:
     "Proteinaceous or haemorrhagic contents."
     return p.inside(20, 48) + 0 * p.rho, 0.8
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #bd4f121a
 def cyst_septate(
     p: Patch,
 ) -> Painted:
@@ -165,14 +165,14 @@ def _metastasis_ground(
     "Uneven soft tissue below the parenchyma."
     return np.minimum(p.inside(40, 80), p.liver - 14 * p.appearance.contrast) + 5 * p.field(0.35)
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #bdfb9b2b
 def _metastasis_margin(
     p: Patch,
 ) -> float:  # mm
     "The width of an ill-defined margin."
     return p.appearance.edge_mm * p.rng.uniform(0.6, 1.6)
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #d8c90683
 def _nodules(
     p: Patch,
     size: float,  # factor on the size of the spots
@@ -199,7 +199,7 @@ def metastasis_hypodense(
         hu += darker * cover(p.rho - p.rng.uniform(0.35, 0.65) + 0.1 * p.field(0.4), 0.25)
     return hu, _metastasis_margin(p)
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #1ce9ea5f
 def metastasis_faint(
     p: Patch,
 ) -> Painted:
@@ -238,7 +238,7 @@ def hemangioma_nodular(
     hu += filled * (0.75 * pool + 0.25 * hu - hu) * p.rng.uniform(0.3, 0.9)
     return hu + _nodules(p, 1.0) * (pool - hu), 0.9
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #f3b33ff0
 def hemangioma_slow(
     p: Patch,
 ) -> Painted:
@@ -273,14 +273,14 @@ def healthy_plain(
     "Parenchyma and its vessels."
     return p.tissue, 0.0
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #c0ebb4cb
 def healthy_fatty(
     p: Patch,
 ) -> Painted:
     "A geographic patch of fat."
     return p.tissue - p.rng.uniform(8, 22) * cover(p.rho - 0.8 + 0.3 * p.field(0.6), 0.6), 0.0
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #44dafd75
 def healthy_vessel(
     p: Patch,
 ) -> Painted:
@@ -313,7 +313,7 @@ def _occurs(
     least, most = RADII_MM.get(pattern, (0, 50))
     return least <= radius_mm <= most
 
-
+# %% ../../../nbs/cohort/phantom/lesions.ipynb #c1629470
 def choose_pattern(
     label: str,  # one of CLASSES
     radius_mm: float,

@@ -49,7 +49,7 @@ class Case:
         "`p` and the patient's number."
         return f'p{self.patient.number:03d}'
 
-
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #9c33f26a
 @dataclass(frozen=True, eq=False)
 class Rendered:
     "A slice in memory."
@@ -83,7 +83,7 @@ def _spots(
     deep = np.argwhere(coarse <= max(-0.35 * radius, coarse.min())) * 4
     return deep[rng.integers(len(deep), size=tries)]
 
-
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #8b6d3fc6
 def place_lesion(
     axis: np.ndarray,  # (512,) mm of rows and columns
     liver: np.ndarray,  # (512, 512) distance in mm, negative inside
@@ -116,7 +116,7 @@ class Site:
         "Distance from the middle in units of the outline, over the box."
         return self.outline.rho(self.x, self.y, rough)
 
-
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #3969a427
 def _choose_site(
     c: Canvas,
     liver: np.ndarray,  # (512, 512) distance in mm, negative inside
@@ -146,7 +146,7 @@ def share_of_slice(
 # %% ../../../nbs/cohort/phantom/rendering.ipynb #5c2d1c70
 ROUGHNESS = {'cyst': 0.03, 'metastasis': 0.1, 'hemangioma': 0.09, 'healthy': 0.06}  # of the painted margin
 
-
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #189c25d4
 def _bulge(
     liver: np.ndarray,  # (512, 512) distance in mm, changed in place
     bounds: np.ndarray,  # (512, 512) distance in mm to the space it may fill
@@ -157,7 +157,7 @@ def _bulge(
     mass = (site.rho(rough) - 1) * site.outline.radius_mm
     liver[site.at] = np.maximum(merge(liver[site.at], mass, 6), bounds[site.at])
 
-
+# %% ../../../nbs/cohort/phantom/rendering.ipynb #eb6c967e
 def _paint_lesion(
     c: Canvas,
     case: Case,

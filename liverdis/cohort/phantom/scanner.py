@@ -71,7 +71,7 @@ def _draw_body(
     fat = np.clip(rng.lognormal(np.log(14), 0.45) + 0.22 * (width - 172), 5, 42)
     return width, width * rng.uniform(0.66, 0.76), fat
 
-
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #c11ddbd1
 def _draw_liver_hu(
     rng: np.random.Generator,
 ) -> float:
@@ -79,7 +79,7 @@ def _draw_liver_hu(
     steatosis = rng.random() < 0.15
     return np.clip(rng.normal(84, 7) if steatosis else rng.normal(111, 9), 68, 138)
 
-
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #ed515aa6
 def _draw_exposure(
     rng: np.random.Generator,
     scanner: Scanner,
@@ -131,7 +131,7 @@ def _frequencies(
     "The radial frequency of each coefficient of a real FFT over a slice."
     return np.hypot(fft.fftfreq(SIZE, spacing_mm)[:, None], fft.rfftfreq(SIZE, spacing_mm)[None])
 
-
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #1b6ed3aa
 def _blur(
     hu: np.ndarray,  # (512, 512)
     scanner: Scanner,
@@ -140,7 +140,7 @@ def _blur(
     "The slice after the kernel's MTF."
     return fft.irfft2(fft.rfft2(hu) * 0.5 ** ((frequencies / scanner.mtf50) ** 2), hu.shape)
 
-
+# %% ../../../nbs/cohort/phantom/scanner.ipynb #bb5fb017
 def _coloured_noise(
     scanner: Scanner,
     frequencies: np.ndarray,  # (512, 257) cycles/mm
