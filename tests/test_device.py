@@ -1,17 +1,17 @@
-"""CUDA without a GPU: PyTorch's fake tensors know the device of every number but not its value, so a training step that mixes devices or waits for a value shows itself. Backward passes need a real device and are left out."""
+"""CUDA without a GPU: PyTorch's fake tensors know the device of every number but not its value, so a training step that
+mixes devices or waits for a value shows itself. Backward passes need a real device and are left out."""
 
 import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import AvgMetric
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from liverdis.method import disentangle, mixture
+from liverdis.method import disentangle, learner, mixture
 from liverdis.method.data import RandomAffine
-from liverdis.method.learner import RoiLearner
 from liverdis.settings import preset
 
 S = preset("smoke", precision="auto")
@@ -113,7 +113,7 @@ def test_no_step_waits_or_mixes_devices(watch, monkeypatch):
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_watch_sees_what_fastai_does(watch, monkeypatch):
     "The control: fastai's own way of recording copies a number after each batch"
-    monkeypatch.setattr(RoiLearner, "to_detach", Learner.to_detach)
+    monkeypatch.setattr(learner._AvgMetric, "accumulate", AvgMetric.accumulate)
     monkeypatch.setattr(disentangle, "accuracy", None)
     dls = DataLoaders(Batches(), Batches(), device=torch.device("cuda"))
     learn = disentangle.classifier_learner(dls, S)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fastai.vision.data  # noqa: F401, makes show_batch draw images
+import fastai.vision.learner  # noqa: F401, makes show_batch, show_results and plot_top_losses draw images
 import numpy as np
 import pandas as pd
 import torch
