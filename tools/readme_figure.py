@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import numpy as np  # noqa: E402
 
-from liverdis.study.report import fig3  # noqa: E402
+from liverdis.study.paper_figures import fig3  # noqa: E402
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..core import CLASS_COLOURS, CLASSES
 from ..method.disentangle import Disentangler
-from ..study.report import show_framed
+from ..study.paper_figures import show_framed
 
 # %% ../../nbs/use/explore.ipynb #786a42b3
 @torch.no_grad()
