@@ -17,6 +17,7 @@ import sys
 import time
 import tokenize
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 
@@ -94,10 +95,15 @@ def modules_used(sources, root):
         name = todo.pop()
         path = module_file(name, root)
         if path and path not in code:
-            text = path.read_text(encoding="utf-8")
-            code[path] = code_of(text)
-            todo |= notebooks.imported(ast.parse(text), name if path.stem != "__init__" else f"{name}.__init__")
+            full_name = f"{name}.__init__" if path.stem == "__init__" else name
+            code[path], imports = _code_and_imports(path.read_text(encoding="utf-8"), full_name)
+            todo |= imports
     return {path.relative_to(root).as_posix(): text for path, text in code.items()}
+
+
+@lru_cache(maxsize=None)  # most notebooks use the same modules
+def _code_and_imports(text, name):
+    return code_of(text), notebooks.imported(ast.parse(text), name)
 
 
 def files_used(sources, modules, root):
