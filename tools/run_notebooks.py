@@ -17,7 +17,7 @@ import sys
 import time
 import tokenize
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -101,7 +101,7 @@ def modules_used(sources, root):
     return {path.relative_to(root).as_posix(): text for path, text in code.items()}
 
 
-@lru_cache(maxsize=None)  # most notebooks use the same modules
+@cache  # most notebooks use the same modules
 def _code_and_imports(text, name):
     return code_of(text), notebooks.imported(ast.parse(text), name)
 
