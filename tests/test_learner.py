@@ -1,4 +1,4 @@
-"""fastai's public Learner methods on each of our three Learners, beside the stock Learner with the same model and data."""
+"""fastai's public Learner methods on our three Learners, beside the stock Learner with the same model and data."""
 
 import copy
 

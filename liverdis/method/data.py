@@ -155,9 +155,10 @@ def _held_batches(self: BatchDL, batches):
     if self._held is None:
         pieces = [self._load(items) for items in torch.arange(len(self.dataset)).split(1024)]
         self._held = tuple(map(torch.cat, zip(*pieces)))
+    types, held = [type(t) for t in self._held], [t.as_subclass(torch.Tensor) for t in self._held]
     for items in batches:
         items = items.to(self.device, non_blocking=True)
-        yield tuple(t[items] for t in self._held)
+        yield tuple(t[items].as_subclass(of) for t, of in zip(held, types))
 
 
 @patch

@@ -55,6 +55,15 @@ class FusedAdam(OptimWrapper):
     def _hyper(self, params, betas, weight_decay, **others):
         return {**others, 'mom': betas[0], 'sqr_mom': betas[1], 'wd': weight_decay}
 
+    def set_hyper(self, k: str, v: Any) -> None:
+        "fastai's; a number or an array, which schedules set at each step, takes a shorter way."
+        if isinstance(v, float):
+            self._set_hyper(k, [v] * (len(self.opt.param_groups) // 2))
+        elif isinstance(v, np.ndarray) and 2 * len(v) == len(self.opt.param_groups):
+            self._set_hyper(k, v.tolist())
+        else:
+            super().set_hyper(k, v)
+
     def _set_hyper(self, k, v):
         halves = [value for value in v for _ in range(2)]
         if k == 'wd':
@@ -135,6 +144,15 @@ class _CombinedCos:
             return sched_cos(self.start, self.middle, pos / self.pct)
         return sched_cos(self.middle, self.end, (pos - self.pct) / (1 - self.pct))
 
+
+class _Scheduler(ParamScheduler):
+    "fastai's, which reads the hyper-parameters once a step"
+
+    def after_batch(self):
+        now = self.opt.hypers[-1]
+        for name, values in self.hps.items():
+            values.append(now[name])
+
 # %% ../../nbs/method/learner.ipynb #1d8aa082
 def _listens(cb: Callback, event_name: str) -> bool:
     return event_name == 'after_fit' or event_name in vars(cb) or hasattr(type(cb), event_name)
@@ -163,8 +181,16 @@ class RoiLearner(Learner):
         return self._metrics
 
     @metrics.setter
-    def metrics(self, v):
+    def metrics(self, v: Any) -> None:
         self._metrics = L(v).map(_device_metric)
+
+    def _set_device(self, b):
+        delivered = getattr(self.dl, 'device', None)
+        return b if delivered == next(self.model.parameters()).device else super()._set_device(b)
+
+    def __call__(self, event_name: str | list) -> Any:
+        "Announce an event or, as in fastai, a list of them."
+        return self._call_one(event_name) if isinstance(event_name, str) else super().__call__(event_name)
 
     def _call_one(self, event_name):
         if not hasattr(event, event_name):
@@ -195,7 +221,7 @@ class RoiLearner(Learner):
             'lr': _CombinedCos(pct_start, lr / div, lr, lr / div_final),
             'mom': _CombinedCos(pct_start, *(self.moms if moms is None else moms)),
         }
-        self.fit(n_epoch, cbs=[ParamScheduler(scheds), *L(cbs)], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
+        self.fit(n_epoch, cbs=[_Scheduler(scheds), *L(cbs)], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
 
 # %% ../../nbs/method/learner.ipynb #52c4a46d
 def keep_memory() -> None:

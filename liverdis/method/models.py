@@ -6,6 +6,8 @@
 __all__ = ['Encoder', 'Classifier', 'UpConv2d', 'Decoder', 'encoder', 'classifier', 'decoder', 'n_parameters']
 
 # %% ../../nbs/method/models.ipynb #53a46c79
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,21 +17,33 @@ from ..settings import Settings
 
 # %% ../../nbs/method/models.ipynb #4a214de9
 class _Network(nn.Module):
-    "A network whose inside runs in the layout and number format that suit the device; what goes in and comes out is float32."
+    "A network whose inside runs in the number format that suits the device; it takes and returns float32"
 
-    def __init__(self, precision):
+    def __init__(self, precision: str):
         super().__init__()
         self.precision = precision
 
-    def fast(self, layers, x):
+    def _run(self, layers, x):
         if not (self.precision == 'bfloat16' or self.precision == 'auto' and x.is_cuda):
             return layers(x)
         with torch.autocast(x.device.type, torch.bfloat16):
             return layers(x).float()
 
+# %% ../../nbs/method/models.ipynb #0196fce7
+def _halve(size: int, times: int) -> int:
+    if size % 2**times:
+        raise InputError(f'roi_size {size} cannot be halved {times} times: choose a multiple of {2**times}')
+    return size // 2**times
+
+# %% ../../nbs/method/models.ipynb #25e58b16
+def _stride2(widths: tuple) -> list[nn.Module]:
+    "Stride-2 convolutions with ReLU, from one channel through `widths`"
+    pairs = zip((1, *widths), widths)
+    return [m for i, o in pairs for m in (nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ReLU())]
+
 # %% ../../nbs/method/models.ipynb #51d71844
 class Encoder(_Network):
-    "Stride-2 convolutions and a dense layer, ReLU after each: image `(B,1,S,S)` to code `(B,code)`, not negative (Table 1, left)."
+    "Image `(B,1,S,S)` to code `(B,code)`: stride-2 convolutions and a dense layer, ReLU after each (Table 1, left)."
 
     def __init__(
         self,
@@ -40,20 +54,12 @@ class Encoder(_Network):
     ):
         super().__init__(precision)
         grid = _halve(size, len(widths))
-        channels = (1, *widths)
-        convs = [m for i, o in zip(channels, widths) for m in (nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ReLU())]
-        self.layers = nn.Sequential(*convs, nn.Flatten(), nn.Linear(grid**2 * widths[-1], code), nn.ReLU()).to(
-            memory_format=torch.channels_last
-        )
+        layers = nn.Sequential(*_stride2(widths), nn.Flatten(), nn.Linear(grid**2 * widths[-1], code), nn.ReLU())
+        self.layers = layers.to(memory_format=torch.channels_last)
 
-    def forward(self, x):
-        return self.fast(self.layers, x)
-
-
-def _halve(size, times):
-    if size % 2**times:
-        raise InputError(f'roi_size {size} cannot be halved {times} times: choose a multiple of {2**times}')
-    return size // 2**times
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "The code `(B,code)`, not negative."
+        return self._run(self.layers, x)
 
 # %% ../../nbs/method/models.ipynb #79d3bc49
 class Classifier(nn.Module):
@@ -76,26 +82,38 @@ class Classifier(nn.Module):
             nn.Linear(hidden, classes),
         )
 
-    def forward(self, code):
+    def forward(self, code: torch.Tensor) -> torch.Tensor:
+        "Logits `(B,classes)`."
         return self.layers(code)
 
 # %% ../../nbs/method/models.ipynb #9cf16cd2
 class UpConv2d(nn.Conv2d):
-    "`Upsample(scale_factor=2)` followed by a 3x3 convolution with padding 1, as one transposed convolution: `(B,in,H,W)` to `(B,out,2H,2W)`."
+    "Upsampling by 2 and a 3x3 convolution with padding 1 in one: `(B,in,H,W)` to `(B,out,2H,2W)`."
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__(c_in, c_out, 3, padding=1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "As `Upsample(scale_factor=2)` followed by the convolution."
         w = self.weight.transpose(0, 1).flip(2, 3)
-        spread = sum(F.pad(w, (l, 1 - l, t, 1 - t)) for l in (0, 1) for t in (0, 1))
+        shifted = [F.pad(w, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1)]
+        spread = reduce(torch.add, shifted)
         return F.conv_transpose2d(x, spread, self.bias, stride=2, padding=1)
+
+# %% ../../nbs/method/models.ipynb #f1a3e3ff
+def _convs(widths: tuple, n_upsamples: int) -> nn.Sequential:
+    "3x3 convolutions through `widths` to one channel, ReLU between them; the first `n_upsamples` are followed by x2"
+    layers: list[nn.Module] = []
+    for i, (c_in, c_out) in enumerate(zip((widths[0], *widths), (*widths, 1))):
+        after_upsampling = 1 <= i <= n_upsamples
+        layers += [UpConv2d(c_in, c_out) if after_upsampling else nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 # %% ../../nbs/method/models.ipynb #50475f6f
 class Decoder(_Network):
-    "Both codes to an image `(B,1,S,S)` in [0, 1] (Table 1, right); the first three convolutions are followed by x2 upsampling."
+    "Both codes to an image `(B,1,S,S)` in [0, 1] (Table 1, right)."
 
-    n_upsamples = 3
+    n_upsamples = 3  # after the first three convolutions
 
     def __init__(
         self,
@@ -114,14 +132,11 @@ class Decoder(_Network):
             nn.Unflatten(1, (widths[0], grid, grid)),
             nn.Dropout(dropout),
         )
-        channels, layers = (widths[0], *widths), []
-        for i, (c_in, c_out) in enumerate(zip(channels, (*widths, 1))):
-            doubled = 1 <= i <= self.n_upsamples  # the convolution before this one is followed by an upsampling
-            layers += [UpConv2d(c_in, c_out) if doubled else nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU()]
-        self.convs = nn.Sequential(*layers[:-1]).to(memory_format=torch.channels_last)
+        self.convs = _convs(widths, self.n_upsamples).to(memory_format=torch.channels_last)
 
-    def forward(self, c, r):
-        return self.fast(lambda z: self.convs(self.dense(z)), torch.cat([c, r], 1)).sigmoid()
+    def forward(self, c: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        "The image that codes `(B,spec_code)` and `(B,unspec_code)` describe."
+        return self._run(lambda z: self.convs(self.dense(z)), torch.cat([c, r], 1)).sigmoid()
 
 # %% ../../nbs/method/models.ipynb #921e41a1
 def encoder(
@@ -130,28 +145,22 @@ def encoder(
     "An encoder as the settings size it."
     return Encoder(settings.roi_size, settings.encoder_widths, settings.code_size, settings.precision)
 
-
+# %% ../../nbs/method/models.ipynb #70581d44
 def classifier(
     settings: Settings,
 ) -> Classifier:
     "A classifier, or an adversary, as the settings size it."
     return Classifier(settings.code_size, settings.hidden)
 
-
+# %% ../../nbs/method/models.ipynb #69bba2f0
 def decoder(
     settings: Settings,
 ) -> Decoder:
     "A decoder as the settings size it."
-    return Decoder(
-        settings.roi_size,
-        settings.decoder_widths,
-        settings.code_size,
-        settings.code_size,
-        settings.dropout,
-        settings.precision,
-    )
+    s = settings
+    return Decoder(s.roi_size, s.decoder_widths, s.code_size, s.code_size, s.dropout, s.precision)
 
-
+# %% ../../nbs/method/models.ipynb #c230c97e
 def n_parameters(
     model: nn.Module,
 ) -> int:
