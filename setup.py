@@ -43,7 +43,10 @@ setup(
     packages=find_namespace_packages(include=[lib, f"{lib}.*"], exclude=["*.__pycache__"]),
     package_data={lib: ["py.typed"], f"{lib}.templates": ["*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split()},
+    extras_require={
+        "dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split(),
+        "pretrained": cfg["pretrained_requirements"].split(),
+    },
     python_requires=f">={cfg['min_python']}",
     # nbdev finds the API documentation of other libraries through the `nbdev` entry point
     entry_points={
