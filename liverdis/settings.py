@@ -77,6 +77,9 @@ class Settings:
         40, "as in the parent method's public code; the best epoch is chosen on the validation part"
     )
     classifier_lr: _Positive = _ours(3e-4, 'Adam with a one-cycle schedule; the same for every classifier of every arm')
+    keep: Literal['best', 'last'] = _ours(
+        'best', 'which epoch of a classifier is used: that of the lowest validation loss, or the last'
+    )
     weight_decay: _NotNegative = _ours(0.01, "fastai's default, decoupled")
     disentangle_epochs: _PositiveInt = _ours(40, "as in the parent method's public code; the last epoch is kept")
     disentangle_lr: _Positive = _ours(5e-4, 'Adam (0.9, 0.99), constant')
@@ -103,6 +106,12 @@ class Settings:
     )
     mixture_others: Annotated[int, Field(ge=1, le=3)] = _ours(
         3, 'how many other classes enter a mixture: the nearest code of each'
+    )
+    mixture_favour: _NotNegative = _ours(
+        0.0, "what the image's own class has above that concentration; 2.2 favours none"
+    )
+    mixture_until: Annotated[float, Field(gt=0, le=1)] = _ours(
+        1.0, 'share of the training in which synthetic images are added; 2.2 names no end'
     )
     # randomness
     seed: Annotated[int, Field(ge=0)] = _ours(

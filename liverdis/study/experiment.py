@@ -13,8 +13,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +29,13 @@ from torch import nn
 from ..cohort.manifest import Manifest
 from ..core import CLASSES, InputError, write_atomic
 from ..method.data import batches, dataloaders, load_split
-from ..method.disentangle import Disentangler, classifier_learner, disentangle_learner, encode, swap
+from ..method.arms import ARMS, GENERATORS, ArmFold, load_arms
+from ..method.disentangle import Disentangler, classifier_learner, encode, swap
 from ..method.learner import keep_memory
-from ..method.mixture import mixture_learner
 from ..settings import Settings
 from .codes import majority_accuracy, probe_accuracy, r_sensitivity, swap_consistency, swap_pairs
-from .evaluate import ARMS, PREDICTION_COLUMNS, summary
-from .run import TASKS, Run, Task, pick_device, start_run, task_seed
+from .evaluate import PREDICTION_COLUMNS, summary
+from .run import PAPER_ARMS, Run, Task, measured_by, pick_device, start_run, task_seed
 from .training import Checkpoint, resumable_fit, seed_all
 
 # %% ../../nbs/study/experiment.ipynb #42294dd8
@@ -47,31 +47,38 @@ class _Fold:
         self.cases = run.cases(task.repeat)
         self.roles = self.cases[f'fold_{task.fold}']
 
-    def dataloaders(self) -> DataLoaders:
+    def dataloaders(self, settings: Settings) -> DataLoaders:
         "Training and validation part, for a Learner."
-        return dataloaders(self.rois, self.cases.label, self.roles, self.settings, self.device)
+        return dataloaders(self.rois, self.cases.label, self.roles, settings, self.device)
 
     def batches(self, role: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         "Images and labels of one part, in order and not augmented."
         return batches(self.rois, self.cases.label, self.roles == role, self.settings, self.device)
 
 # %% ../../nbs/study/experiment.ipynb #37ac4e3a
+def _arm_fold(run: Run, task: Task, fold: _Fold, seed: int, settings: Settings) -> ArmFold:
+    stored = lambda kind: run.network(dataclasses.replace(task, kind=kind)).to(fold.device)
+    return ArmFold(settings, seed, fold.dataloaders, stored)
+
+
 def _learner(run: Run, task: Task, fold: _Fold, seed: int) -> Learner:
-    dls = fold.dataloaders()
-    if task.kind == 'disentangle':
-        return disentangle_learner(dls, run.classifier(task.needs[0]), run.settings)
-    if task.kind == 'proposed':
-        return mixture_learner(dls, run.disentangler(task.needs[0]).to(fold.device), run.settings, seed)
-    return classifier_learner(dls, run.settings)
+    if task.kind == 'swap_classifier':
+        return classifier_learner(fold.dataloaders(run.settings), run.settings)
+    maker = GENERATORS.get(task.kind) or ARMS[task.kind]
+    return maker.learner(_arm_fold(run, task, fold, seed, _settings(run, task)))
+
+
+def _settings(run: Run, task: Task) -> Settings:
+    "The settings of the run, as the task's generator may change them."
+    return GENERATORS[task.kind].settings(run.settings) if task.kind in GENERATORS else run.settings
 
 
 def _fit(run: Run, task: Task, learn: Learner, seed: int) -> Checkpoint:
-    s, folder = run.settings, run.folder / 'tasks' / task.name
-    if task.kind == 'disentangle':
-        epochs, lr, is_classifier = s.disentangle_epochs, s.disentangle_lr, False
-    else:
-        epochs, lr, is_classifier = s.classifier_epochs, s.classifier_lr, True
-    return resumable_fit(learn, epochs, lr, folder, seed, one_cycle=is_classifier, best=is_classifier)
+    s, folder = _settings(run, task), run.folder / 'tasks' / task.name
+    if task.kind in GENERATORS:
+        return resumable_fit(learn, s.disentangle_epochs, s.disentangle_lr, folder, seed, one_cycle=False, best=False)
+    best = s.keep == 'best'
+    return resumable_fit(learn, s.classifier_epochs, s.classifier_lr, folder, seed, one_cycle=True, best=best)
 
 # %% ../../nbs/study/experiment.ipynb #d086d0f6
 @torch.no_grad()
@@ -89,7 +96,7 @@ def _train(run: Run, task: Task, fold: _Fold, seed: int) -> tuple[dict[str, Any]
     learn = _learner(run, task, fold, seed)
     state = _fit(run, task, learn, seed).state
     record = {'best_epoch': state['kept_epoch'], 'history': state['history']}
-    if task.kind != 'disentangle':
+    if task.kind not in GENERATORS:
         record['test'] = _test_predictions(learn.model, fold)
     return record, learn.model
 
@@ -138,9 +145,7 @@ def _swaps(net: Disentangler, swap_classifier: nn.Module, fold: _Fold, test: _Co
 @torch.no_grad()
 def _measure(run: Run, task: Task, fold: _Fold, seed: int) -> dict[str, Any]:
     "The record of a `measure` task."
-    disentangle, swap_task = task.needs
-    net = run.disentangler(disentangle).to(fold.device)
-    swap_classifier = run.classifier(swap_task).to(fold.device)
+    net, swap_classifier = (run.network(need).to(fold.device) for need in run.needs(task))
     train, test = (_encode_part(net, fold, role) for role in ('train', 'test'))
     images = torch.cat([x for x, _ in fold.batches('test')])
     return {
@@ -153,14 +158,17 @@ def _measure(run: Run, task: Task, fold: _Fold, seed: int) -> dict[str, Any]:
 def run_task(
     folder: str | Path,  # a run's folder
     task: Task,
+    arms_file: str | Path | None = None,  # a user's file of arms, executed first
 ) -> None:
     "Do one task; those that it needs must be done. Its JSON record appears last."
+    if arms_file:
+        load_arms(arms_file)
     run, began = Run(folder), time.perf_counter()
     torch.set_num_threads(run.settings.threads or os.cpu_count() or 1)
     fold = _Fold(run, task)
     seed = task_seed(run.settings.seed, task.repeat, task.fold, task.kind)
     seed_all(seed)
-    if task.kind == 'measure':
+    if task.kind.startswith('measure'):
         record, model = _measure(run, task, fold, seed), None
     else:
         record, model = _train(run, task, fold, seed)
@@ -169,20 +177,26 @@ def run_task(
     run.finish(task, {**record, 'classes': CLASSES, **about}, model)
 
 # %% ../../nbs/study/experiment.ipynb #50bda901
-_COST = {'baseline': 1.0, 'swap_classifier': 1.0, 'proposed': 3.5, 'disentangle': 6.0, 'measure': 1.0}  # of an epoch
+_COST = {'baseline': 1.0, 'swap_classifier': 1.0, 'disentangle': 6.0, 'measure': 1.0}  # of an epoch; others 2
 
 
 def _epochs(task: Task, settings: Settings) -> int:
-    if task.kind == 'measure':
+    if task.kind.startswith('measure'):
         return 1
-    return settings.disentangle_epochs if task.kind == 'disentangle' else settings.classifier_epochs
+    if task.kind in GENERATORS:
+        return GENERATORS[task.kind].settings(settings).disentangle_epochs
+    return settings.classifier_epochs
 
 
-def _chain_cost(task: Task, settings: Settings) -> float:
+def _cost(task: Task, settings: Settings) -> float:
+    return _COST.get(task.kind, 2.0) * _epochs(task, settings)
+
+
+def _chain_cost(run: Run, task: Task) -> float:
     "Cost of the task and of the longest chain of tasks that wait for it."
-    waiting = [dataclasses.replace(task, kind=kind) for kind, needs in TASKS.items() if task.kind in needs]
-    longest = max((_chain_cost(later, settings) for later in waiting), default=0.0)
-    return _COST[task.kind] * _epochs(task, settings) + longest
+    waiting = [dataclasses.replace(task, kind=kind) for kind, needs in run.graph.items() if task.kind in needs]
+    longest = max((_chain_cost(run, later) for later in waiting), default=0.0)
+    return _cost(task, run.settings) + longest
 
 # %% ../../nbs/study/experiment.ipynb #a53d9874
 def progress(
@@ -193,8 +207,9 @@ def progress(
     for task in run.tasks:
         epochs = _epochs(task, run.settings)
         finished = epochs if run.done(task) else min(run.epochs_done(task), epochs)
-        done += _COST[task.kind] * finished
-        total += _COST[task.kind] * epochs
+        cost = _cost(task, run.settings)
+        done += cost * finished / epochs
+        total += cost
     return done, total
 
 # %% ../../nbs/study/experiment.ipynb #d681f475
@@ -205,7 +220,10 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _init_worker() -> None:
+def _init_worker(places: Any) -> None:
+    "Prepare a process of the pool; with several GPUs, processes take them in turn."
+    if torch.cuda.is_available():
+        torch.cuda.set_device(places.get() % torch.cuda.device_count())
     keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -215,7 +233,9 @@ def default_jobs(
     settings: Settings,
     device: str,
 ) -> int:  # number of processes
-    "As many processes as fill the cores; one on an accelerator."
+    "As many processes as fill the cores; one for each GPU."
+    if device == 'cuda':
+        return torch.cuda.device_count()
     if device != 'cpu' or not settings.threads:
         return 1
     return max(1, (os.cpu_count() or 1) // settings.threads)
@@ -224,15 +244,17 @@ def default_jobs(
 Progress = Callable[[float, float, list[str]], Any]  # called with work done, work in all and names of running tasks
 
 
-def _work_off(run: Run, pool: ProcessPoolExecutor, jobs: int, on_progress: Progress | None) -> None:
+def _work_off(
+    run: Run, executor: Executor, jobs: int, on_progress: Progress | None, arms_file: str | Path | None
+) -> None:
     pending = [task for task in run.tasks if not run.done(task)]
-    pending.sort(key=lambda task: -_chain_cost(task, run.settings))
+    pending.sort(key=lambda task: -_chain_cost(run, task))
     running: dict[Future, Task] = {}
     while pending or running:
-        ready = [task for task in pending if all(run.done(need) for need in task.needs)]
+        ready = [task for task in pending if all(map(run.done, run.needs(task)))]
         for task in ready[: jobs - len(running)]:
             pending.remove(task)
-            running[pool.submit(run_task, run.folder, task)] = task
+            running[executor.submit(run_task, run.folder, task, arms_file)] = task
         finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in finished:
             future.result()  # raises what the task raised
@@ -245,12 +267,16 @@ def run_tasks(
     run: Run,
     jobs: int,  # processes side by side
     on_progress: Progress | None = None,  # called at least twice a second
+    arms_file: str | Path | None = None,  # a user's file of arms
 ) -> None:
-    "Do all tasks of a run that are not done yet."
+    "Do all tasks of a run that are not done yet, in processes of this machine."
     spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_init_worker) as pool:
+    places = spawn.Queue()
+    for place in range(jobs):
+        places.put(place)
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_init_worker, initargs=(places,)) as pool:
         try:
-            _work_off(run, pool, jobs, on_progress)
+            _work_off(run, pool, jobs, on_progress, arms_file)
         except BaseException:  # Ctrl-C too
             for worker in multiprocessing.active_children():
                 worker.terminate()
@@ -268,27 +294,32 @@ def predictions(
     run: Run,
 ) -> pd.DataFrame:  # columns `PREDICTION_COLUMNS`
     "Test predictions of all finished folds."
-    finished = [task for task in run.tasks if task.kind in ARMS and run.done(task)]
+    finished = [task for task in run.tasks if task.kind in run.arms and run.done(task)]
     rows = [row for task in finished for row in _prediction_rows(run, task)]
     return pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
 
 # %% ../../nbs/study/experiment.ipynb #aa8dfe13
+def _arm_results(record: dict[str, Any]) -> dict[str, Any]:
+    return {'accuracy': record['test']['accuracy'], **{k: record[k] for k in ('best_epoch', 'wall_time_s')}}
+
+
+def _generator_results(run: Run, task: Task) -> dict[str, float]:
+    "What was measured of a generator's codes, and the time that its training took."
+    measure = dataclasses.replace(task, kind=measured_by(task.kind))
+    found = run.record(measure) if measure.kind in run.graph else {}
+    measured = {k: v for k, v in found.items() if isinstance(v, float) and k != 'wall_time_s'}
+    return {**measured, 'wall_time_s': run.record(task)['wall_time_s']}
+
+
 def _fold_results(run: Run, repeat: int, fold: int) -> dict[str, Any]:
-    record = {kind: run.record(Task(repeat, fold, kind)) for kind in TASKS}
-    measured = {k: v for k, v in record['measure'].items() if isinstance(v, float) and k != 'wall_time_s'}
-    result: dict[str, Any] = {
+    tasks = {kind: Task(repeat, fold, kind) for kind in run.graph}
+    return {
         'repeat': repeat,
         'fold': fold,
-        'n_test': len(record['baseline']['test']['probabilities']),
+        'n_test': len(run.record(tasks['baseline'])['test']['probabilities']),
+        **{arm: _arm_results(run.record(tasks[arm])) for arm in run.arms},
+        **{name: _generator_results(run, tasks[name]) for name in GENERATORS if name in tasks},
     }
-    for arm in ARMS:
-        result[arm] = {
-            'accuracy': record[arm]['test']['accuracy'],
-            'best_epoch': record[arm]['best_epoch'],
-            'wall_time_s': record[arm]['wall_time_s'],
-        }
-    result['disentangle'] = {**measured, 'wall_time_s': record['disentangle']['wall_time_s']}
-    return result
 
 # %% ../../nbs/study/experiment.ipynb #001e6b0f
 def _samples(x: torch.Tensor, y: torch.Tensor, n: int) -> np.ndarray:
@@ -303,7 +334,7 @@ def _figure_arrays(run: Run, per_class: int = 6) -> dict[str, np.ndarray]:
     "Test images of fold 1, and swaps among the first image of each class there."
     cases = run.cases(0)
     x, y = load_split(run.rois(), cases.label, cases.fold_1 == 'test', run.settings)
-    net = run.disentangler(Task(0, 1, 'disentangle'))
+    net = run.network(Task(0, 1, 'disentangle'))
     classes, counts = y.unique(return_counts=True)
     first = [int((y == k).nonzero()[0]) for k in classes]
     image, codes = x[first[:1]], x[first]  # a cyst gives r, as in the paper, if there is one
@@ -329,7 +360,8 @@ def collect(
     "Write `predictions.csv`, `figures.npz` and `results.json` from the finished tasks."
     table = predictions(run)
     write_atomic(run.folder / 'predictions.csv', table.to_csv(index=False, float_format='%.6f'))
-    _save_figures(run)
+    if 'disentangle' in run.graph:
+        _save_figures(run)
     folds = sorted({(task.repeat, task.fold) for task in run.tasks})
     results = {
         **run.info,
@@ -342,13 +374,13 @@ def collect(
     return results
 
 # %% ../../nbs/study/experiment.ipynb #f5490914
-def _complete(run: Run, jobs: int, on_progress: Progress | None, began: float) -> dict[str, Any]:
+def _complete(run: Run, work: Callable[[], None], began: float) -> dict[str, Any]:
     "Do what is left of a run and collect its results."
     results = run.folder / 'results.json'
     if results.exists():
         return json.loads(results.read_text())
     try:
-        run_tasks(run, jobs, on_progress)
+        work()
     finally:  # the time of a session counts even if it was interrupted, unless it was killed
         run.info['wall_time_s'] = round(run.info['wall_time_s'] + time.perf_counter() - began, 1)
         write_atomic(run.folder / 'run.json', json.dumps(run.info, indent=1))
@@ -363,13 +395,18 @@ def reproduce(
     jobs: int | None = None,  # processes side by side; None fills the cores
     device: str | None = None,  # None takes the fastest
     on_progress: Progress | None = None,  # as for `run_tasks`
+    arms: Iterable[str] = PAPER_ARMS,  # names in `ARMS`
+    arms_file: str | Path | None = None,  # a user's file of arms; all of them are added
+    folds: pd.DataFrame | None = None,  # as `fold_table` makes them; None makes them
     **about: Any,  # further facts for the record: `preset='demo', data='phantom'`
 ) -> dict[str, Any]:  # as in `results.json`
-    "The paper's experiment; the same call continues an interrupted run. `InputError` before anything is written."
+    "The experiment; the same call continues an interrupted run. `InputError` before anything is written."
     began, device = time.perf_counter(), device or pick_device()
-    run = start_run(folder, manifest, settings, repeats, device, **about)
+    arms = [*arms, *(load_arms(arms_file) if arms_file else [])]
+    run = start_run(folder, manifest, settings, repeats, device, arms, folds, **about)
+    work = lambda: run_tasks(run, jobs or default_jobs(settings, device), on_progress, arms_file)
     try:
         with FileLock(run.folder / '.lock', timeout=0):
-            return _complete(run, jobs or default_jobs(settings, device), on_progress, began)
+            return _complete(run, work, began)
     except Timeout:
         raise InputError(f"{folder}: another process is working there: wait for it, or choose another --out") from None
