@@ -15,7 +15,7 @@ from liverdis.cohort.manifest import file_checksum, join_manifests, load_manifes
 from liverdis.cohort.roi import load_rois
 from liverdis.cohort.sources import source_probe
 from liverdis.core import CLASSES, InputError
-from liverdis.study.report import read_run
+from liverdis.study.report import read_run, table2
 from liverdis.use.cli import app
 
 PATIENTS = 6  # a source and class
@@ -158,10 +158,9 @@ def test_reproduce_with_two_classes(joined, sources, tmp_path):
         assert arm["recall"]["cyst"] is None and arm["recall"]["hemangioma"] is None
         assert np.isclose(arm["balanced_accuracy"], (arm["recall"]["metastasis"] + arm["recall"]["healthy"]) / 2)
         assert all(arm[k] is not None for k in ("accuracy_pooled", "accuracy_std", "brier", "ece"))
-    paired = run.results["summary"]["paired"]
-    assert paired["low"] <= paired["difference"] <= paired["high"] and paired["n_cases"] == len(
-        load_manifest(sources / "all.csv")
-    )
+    row = run.results["summary"]["comparisons"]["baseline"]["proposed"]
+    assert row["low"] <= row["difference"] <= row["high"] and row["n_cases"] == len(load_manifest(sources / "all.csv"))
+    assert not any("paper" in column for column in table2(run.results))  # which has other classes
     assert np.isnan(run.figures["samples"]).all(axis=(1, 2, 3)).tolist() == [True, False, True, False]
     assert set(run.figures["swap_code_labels"]) == {1, 3}
     targets = json.loads((out / "weights/r0_f1_disentangle.json").read_text())["history"]

@@ -34,7 +34,8 @@ from ..method.disentangle import Disentangler, classifier_learner, encode, swap
 from ..method.learner import keep_memory
 from ..settings import Settings
 from .codes import majority_accuracy, probe_accuracy, r_sensitivity, swap_consistency, swap_pairs
-from .evaluate import PREDICTION_COLUMNS, summary
+from .comparison import summary
+from .evaluate import PREDICTION_COLUMNS
 from .run import PAPER_ARMS, Run, Task, measured_by, pick_device, start_run, task_seed
 from .training import Checkpoint, resumable_fit, seed_all
 

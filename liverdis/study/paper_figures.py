@@ -6,6 +6,8 @@
 __all__ = ['table3_figure', 'show_framed', 'fig3', 'fig5']
 
 # %% ../../nbs/study/paper_figures.ipynb #2be9eb13
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,25 +16,34 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..core import CLASS_COLOURS, CLASSES
-from .evaluate import ARMS, confusion, draw_confusion
-from .paper import TABLE3
+from .evaluate import confusion, draw_confusion
+from .paper import ARMS, TABLE3
 
 # %% ../../nbs/study/paper_figures.ipynb #3754346e
-_SHORT = ('cyst', 'met.', 'hem.', 'healthy')
+_SHORT = {'metastasis': 'met.', 'hemangioma': 'hem.'}
+
+
+def _matrices(predictions: pd.DataFrame, arm: str) -> dict[str, pd.DataFrame]:
+    "What to draw for an arm: the run's confusion matrix and, beside the same classes, the paper's."
+    own = confusion(predictions, arm, None)
+    four = set(predictions.label) == set(CLASSES)
+    return {'this run': own, 'paper': TABLE3[arm]} if four else {'this run': own}
 
 
 def table3_figure(
     predictions: pd.DataFrame,  # predictions.csv
+    arms: Sequence[str] = ARMS,  # those of the paper that the run has
 ) -> Figure:
     "Confusion matrices of the run (mean over repeats) beside the paper's; colour is the share of the row."
-    layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
-    fig, axs = plt.subplots(2, 2, figsize=(6.2, 6.2), sharex=True, sharey=True, layout=layout)
-    for arm, row in zip(ARMS, axs):
-        both = ('this run', confusion(predictions, arm, None)), ('paper', TABLE3[arm])
-        for ax, (whose, cm) in zip(row, both):
-            cm = cm.set_axis(_SHORT).set_axis(_SHORT, axis=1).round(1)
+    matrices = {arm: _matrices(predictions, arm) for arm in arms}
+    shape, layout = (len(arms), len(matrices[arms[0]])), ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
+    size = 3.1 * shape[1], 3.1 * shape[0]
+    fig, axs = plt.subplots(*shape, figsize=size, sharex=True, sharey=True, squeeze=False, layout=layout)
+    for arm, row in zip(arms, axs):
+        for ax, (whose, cm) in zip(row, matrices[arm].items()):
+            cm = cm.rename(_SHORT).rename(columns=_SHORT).round(1)
             draw_confusion(cm, ax, f'{arm}, {whose}: {np.diag(cm).sum() / cm.values.sum():.1%}')
-            ax.set(xlabel='predicted' if arm == ARMS[-1] else '', ylabel='ground truth' if whose == 'this run' else '')
+            ax.set(xlabel='predicted' if arm == arms[-1] else '', ylabel='ground truth' if whose == 'this run' else '')
     return fig
 
 # %% ../../nbs/study/paper_figures.ipynb #fe56719b
