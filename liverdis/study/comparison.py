@@ -56,7 +56,7 @@ def fold_differences(
 # %% ../../nbs/study/comparison.ipynb #02ac0b42
 def corrected_t(
     differences: ArrayLike,  # one a fold, of all repeats
-    n_folds: int,  # folds of one cross-validation
+    n_folds: float,  # folds of one cross-validation; infinity for differences from independent cohorts
 ) -> Any:  # a frozen Student distribution of SciPy
     "The difference of two arms, from repeated cross-validation, with the variance of Nadeau and Bengio (2003)."
     d = np.asarray(differences, float)
