@@ -13,11 +13,11 @@ __all__ = [
     'vae_learner',
     'partners',
     'interpolate',
-    'Interpolations',
+    'interpolations',
 ]
 
 # %% ../../nbs/method/vae.ipynb #b31e73ef
-import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -159,21 +159,9 @@ def interpolate(
     return vae.decode(y, mean.lerp(mean[partner], t[:, None]))
 
 
-# %% ../../nbs/method/vae.ipynb #4bef2c4c
-class Interpolations(Callback):
-    "Adds to each training batch images between two of the same class, with that class as label."
-
-    run_valid, order = False, CastToTensor.order + 1
-
-    def __init__(
-        self,
-        vae: ConditionalVAE,  # trained on the same fold; copied
-        share: float = 1.0,  # synthetic images for each real one
-    ):
-        self.vae, self.share = copy.deepcopy(vae).eval().requires_grad_(False), share
-
-    def before_batch(self) -> None:
-        "Append the images and their labels."
-        n = round(self.share * len(self.x))
-        images = interpolate(self.vae, self.x, self.y)[:n]
-        self.learn.xb, self.learn.yb = (torch.cat([self.x, images]),), (torch.cat([self.y, self.y[:n]]),)
+# %% ../../nbs/method/vae.ipynb #9d2cb52a
+def interpolations(
+    vae: ConditionalVAE,  # trained on the same fold; put into evaluation mode
+) -> Callable:  # images (B,1,S,S) and classes (B,) to images between two of a class, and targets (B,K)
+    "What `SyntheticImages` takes: interpolated images, with their class as a hard target."
+    return lambda x, y: (interpolate(vae, x, y), F.one_hot(y, len(CLASSES)).float())
