@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ROPE', 'MIN_PATIENTS', 'BETTER', 'WORSE', 'EQUAL', 'NOT_SHOWN', 'TOO_FEW', 'REFERENCES', 'paired_hits',
            'fold_differences', 'corrected_t', 'p_value', 'equivalence', 'holm', 'patient_bootstrap', 'sign_flip',
-           'difference', 'verdict', 'compare', 'draw_comparison', 'by_repeat', 'references_of', 'summary']
+           'difference', 'verdict', 'compare', 'compare_cohorts', 'draw_comparison', 'by_repeat', 'references_of',
+           'summary']
 
 # %% ../../nbs/study/comparison.ipynb #d8f3e1b2
 from typing import Any
@@ -123,8 +124,11 @@ def sign_flip(
     "Exact two-sided sign-flip test over patients; with one case a patient it is the exact McNemar test."
     values = np.asarray(sums, int)
     chance = np.ones(1)  # of each total from -n to n, when the signs of the n so far are tossed
-    for n in np.abs(values):
-        chance = (np.pad(chance, (2 * n, 0)) + np.pad(chance, (0, 2 * n))) / 2
+    for n in np.abs(values[values != 0]):
+        longer = np.zeros(len(chance) + 2 * n)
+        longer[: len(chance)] += chance / 2
+        longer[2 * n :] += chance / 2
+        chance = longer
     most = len(chance) // 2
     totals = np.abs(np.arange(-most, most + 1))
     return float(min(chance[totals >= abs(values.sum())].sum(), 1))
@@ -133,24 +137,23 @@ def sign_flip(
 MIN_PATIENTS = 20  # for an interval, a p-value or a verdict
 
 # %% ../../nbs/study/comparison.ipynb #a07c8add
-def _tests(hits: pd.DataFrame, confidence: float) -> dict[str, float]:
-    "Intervals, p-values and probabilities of one comparison."
-    folds, patients = hits.groupby(['repeat', 'fold']).difference.mean(), _by_patient(hits)
-    distribution = corrected_t(folds, hits.fold.nunique())
-    low, high = distribution.interval(confidence)
-    patients_low, patients_high = patient_bootstrap(patients, confidence)
-    return {
-        'low': float(low),
-        'high': float(high),
-        'p_corrected': p_value(distribution),
-        **equivalence(distribution),
-        'patients_low': patients_low,
-        'patients_high': patients_high,
-        'p_patients': sign_flip(patients['sum']),
-    }
-
-
 _TESTS = ('low', 'high', 'p_corrected', 'p_better', 'p_equal', 'p_worse', 'patients_low', 'patients_high', 'p_patients')
+
+
+def _tests(
+    hits: pd.DataFrame,  # of `paired_hits`
+    differences: pd.Series,  # one a fold, or one a cohort
+    n_folds: float,  # as for `corrected_t`
+    confidence: float,
+) -> dict[str, float]:
+    "Intervals, p-values and probabilities of one comparison; NaN below `MIN_PATIENTS`."
+    patients = _by_patient(hits)
+    if len(patients) < MIN_PATIENTS:
+        return dict.fromkeys(_TESTS, np.nan)
+    distribution, p_patients = corrected_t(differences, n_folds), sign_flip(patients['sum'])
+    intervals = *distribution.interval(confidence), *patient_bootstrap(patients, confidence)
+    numbers = {'p_corrected': p_value(distribution), **equivalence(distribution), 'p_patients': p_patients}
+    return dict(zip(('low', 'high', 'patients_low', 'patients_high'), map(float, intervals))) | numbers
 
 # %% ../../nbs/study/comparison.ipynb #f6e84dc8
 def difference(
@@ -161,11 +164,9 @@ def difference(
 ) -> dict[str, Any]:  # difference, low, high ... (shares), n_folds (of all repeats), n_cases, n_patients
     "One arm against another. Below `MIN_PATIENTS` all but the difference and the counts is NaN."
     hits = paired_hits(df, arm, against)
-    n_patients = hits.patient_id.nunique()
-    tests = _tests(hits, confidence) if n_patients >= MIN_PATIENTS else dict.fromkeys(_TESTS, np.nan)
     folds = hits.groupby(['repeat', 'fold']).difference.mean()
-    counts = {'n_folds': len(folds), 'n_cases': hits.case_id.nunique(), 'n_patients': n_patients}
-    return {'difference': float(folds.mean()), **tests, **counts}
+    counts = {'n_folds': len(folds), 'n_cases': hits.case_id.nunique(), 'n_patients': hits.patient_id.nunique()}
+    return {'difference': float(folds.mean()), **_tests(hits, folds, hits.fold.nunique(), confidence), **counts}
 
 # %% ../../nbs/study/comparison.ipynb #ad2c37a6
 BETTER, WORSE, EQUAL, NOT_SHOWN, TOO_FEW = 'better', 'worse', 'equal', 'not shown', 'too few patients'
@@ -184,17 +185,40 @@ def verdict(
     return EQUAL if row.p_equal > 0.95 else NOT_SHOWN
 
 
+def _table(rows: dict[str, dict[str, Any]], accuracy: pd.Series) -> pd.DataFrame:
+    "Comparisons as a table, best first, with Holm's adjustment and verdicts."
+    table = pd.DataFrame(rows).T.rename_axis('arm')
+    table.insert(0, 'accuracy', accuracy)
+    table['p_holm'] = holm(table.p_corrected)
+    table['verdict'] = [verdict(row) for _, row in table.iterrows()]
+    return table.sort_values('difference', ascending=False).astype({c: int for c in table if c.startswith('n_')})
+
+
 def compare(
     df: pd.DataFrame,  # predictions
     against: str = 'duplicate-real',  # the arm that all others are compared with
 ) -> pd.DataFrame:  # a row an arm, best first: accuracy, the numbers of `difference`, p_holm, verdict
     "Every arm against one."
-    others = [arm for arm in arms_of(df) if arm != against]
-    table = pd.DataFrame({arm: difference(df, arm, against) for arm in others}).T.rename_axis('arm')
-    table.insert(0, 'accuracy', mean_std(accuracies(df))['mean'])
-    table['p_holm'] = holm(table.p_corrected)
-    table['verdict'] = [verdict(row) for _, row in table.iterrows()]
-    return table.sort_values('difference', ascending=False).astype({c: int for c in table if c.startswith('n_')})
+    rows = {arm: difference(df, arm, against) for arm in arms_of(df) if arm != against}
+    return _table(rows, mean_std(accuracies(df))['mean'])
+
+# %% ../../nbs/study/comparison.ipynb #4db2be7e
+def compare_cohorts(
+    cohorts: dict[str, pd.DataFrame],  # predictions of each cohort; all with the same arms, no patient in two of them
+    against: str = 'duplicate-real',
+    confidence: float = 0.95,
+) -> pd.DataFrame:  # as of `compare`, with n_cohorts for n_folds
+    "Every arm against one, from cohorts that share nothing: a t-test over cohorts."
+    all_hits, rows = ['cohort', 'patient_id', 'case_id', 'difference'], {}
+    for arm in (a for a in arms_of(next(iter(cohorts.values()))) if a != against):
+        tables = {name: paired_hits(df, arm, against) for name, df in cohorts.items()}
+        hits = pd.concat(tables, names=['cohort']).reset_index('cohort')[all_hits]
+        hits['patient_id'] = hits.cohort + '/' + hits.patient_id
+        differences = hits.groupby('cohort').difference.mean()
+        counts = {'n_cohorts': len(cohorts), 'n_patients': hits.patient_id.nunique()}
+        tests = _tests(hits, differences, np.inf, confidence)
+        rows[arm] = {'difference': float(differences.mean()), **tests, **counts}
+    return _table(rows, pd.concat(map(accuracies, cohorts.values())).groupby('arm').accuracy.mean())
 
 # %% ../../nbs/study/comparison.ipynb #7af7bdd6
 _LOOK = {BETTER: ('#009E73', True), WORSE: ('#D55E00', True), EQUAL: ('#0072B2', True)}  # colour, dot filled

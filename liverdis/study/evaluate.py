@@ -174,9 +174,9 @@ def calibration(
     return {'brier': float(brier), 'ece': float((bins.n * gap).sum() / bins.n.sum())}
 
 # %% ../../nbs/study/evaluate.ipynb #c70b940d
-def _scores(d: pd.DataFrame) -> dict[str, float]:
-    "Scores of one arm in one repeat."
-    y, p, present = d.label, d.predicted, sorted(set(d.label))
+def _scores(y: np.ndarray, p: np.ndarray) -> dict[str, float]:
+    "Scores of one arm in one repeat, from the numbers of true and predicted classes."
+    present = np.unique(y)
     return {
         'accuracy': float((y == p).mean()),
         'balanced_accuracy': float(recall_score(y, p, labels=present, average='macro')),
@@ -190,8 +190,9 @@ def scores(
     df: pd.DataFrame,  # predictions
 ) -> pd.DataFrame:  # one row an arm: accuracy, balanced_accuracy, macro_f1, kappa, mcc, brier, ece
     "Scores of every arm over all cases, mean over repeats."
+    number = {c: i for i, c in enumerate(classes_of(df))}  # scikit-learn is slow on names
     rows = {}
     for arm, d in df.groupby('arm', sort=False):
-        by_repeat = pd.DataFrame([_scores(repeat) for _, repeat in d.groupby('repeat')])
-        rows[arm] = {**by_repeat.mean().to_dict(), **calibration(df, arm)}
+        pairs = [(r.label.map(number).to_numpy(), r.predicted.map(number).to_numpy()) for _, r in d.groupby('repeat')]
+        rows[arm] = {**pd.DataFrame([_scores(*pair) for pair in pairs]).mean().to_dict(), **calibration(df, arm)}
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('arm')
