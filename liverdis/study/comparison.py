@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROPE', 'MIN_PATIENTS', 'BETTER', 'WORSE', 'EQUAL', 'NOT_SHOWN', 'TOO_FEW', 'REFERENCES', 'paired_hits',
            'fold_differences', 'corrected_t', 'p_value', 'equivalence', 'holm', 'patient_bootstrap', 'sign_flip',
-           'difference', 'verdict', 'compare', 'compare_cohorts', 'draw_comparison', 'by_repeat', 'references_of',
-           'summary']
+           'difference', 'verdict', 'compare', 'compare_cohorts', 'points', 'draw_comparison', 'by_repeat',
+           'references_of', 'summary']
 
 # %% ../../nbs/study/comparison.ipynb #d8f3e1b2
 from typing import Any
@@ -58,11 +58,12 @@ def fold_differences(
 def corrected_t(
     differences: ArrayLike,  # one a fold, of all repeats
     n_folds: float,  # folds of one cross-validation; infinity for differences from independent cohorts
+    resolution: float = 1e-9,  # the least standard error that the data can have; 0 would give NaN for equal arms
 ) -> Any:  # a frozen Student distribution of SciPy
     "The difference of two arms, from repeated cross-validation, with the variance of Nadeau and Bengio (2003)."
     d = np.asarray(differences, float)
     scale = d.std(ddof=1) * np.sqrt(1 / len(d) + 1 / (n_folds - 1))
-    return student_t(df=len(d) - 1, loc=d.mean(), scale=max(scale, 1e-9))  # a scale of 0 gives NaN for equal arms
+    return student_t(df=len(d) - 1, loc=d.mean(), scale=max(scale, resolution))
 
 
 def p_value(
@@ -150,9 +151,14 @@ def _tests(
     patients = _by_patient(hits)
     if len(patients) < MIN_PATIENTS:
         return dict.fromkeys(_TESTS, np.nan)
-    distribution, p_patients = corrected_t(differences, n_folds), sign_flip(patients['sum'])
+    one_case = 1 / len(hits.drop_duplicates(['patient_id', 'case_id']))
+    distribution = corrected_t(differences, n_folds, one_case)
     intervals = *distribution.interval(confidence), *patient_bootstrap(patients, confidence)
-    numbers = {'p_corrected': p_value(distribution), **equivalence(distribution), 'p_patients': p_patients}
+    numbers = {
+        'p_corrected': p_value(distribution),
+        **equivalence(distribution),
+        'p_patients': sign_flip(patients['sum']),
+    }
     return dict(zip(('low', 'high', 'patients_low', 'patients_high'), map(float, intervals))) | numbers
 
 # %% ../../nbs/study/comparison.ipynb #f6e84dc8
@@ -233,10 +239,17 @@ def _draw_row(ax: Axes, y: int, row: pd.Series) -> None:
     ax.plot(100 * row.difference, y, 'o', ms=7, color=colour, mfc=face, mew=1.6, zorder=3)
 
 
+def points(
+    x: float,  # a difference of shares
+) -> str:
+    "In percentage points, with its sign."
+    return f'{round(100 * x, 1) + 0:+.1f}'.replace('-', '−')  # + 0 takes the sign from -0
+
+
 def _in_words(row: pd.Series) -> str:
     "Difference and corrected interval, in points."
-    interval = '' if np.isnan(row.low) else f' ({100 * row.low:+.1f} to {100 * row.high:+.1f})'
-    return f'{100 * row.difference:+.1f}{interval}'.replace('-', '−')
+    interval = '' if np.isnan(row.low) else f' ({points(row.low)} to {points(row.high)})'
+    return points(row.difference) + interval
 
 # %% ../../nbs/study/comparison.ipynb #b5b9b0de
 def _mark(ax: Axes, name: str, points: float, colour: str) -> None:

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from ..core import CLASSES, InputError, write_atomic
 from ..settings import Settings, provenance, settings_from_dict
-from .comparison import BETTER, EQUAL, MIN_PATIENTS, NOT_SHOWN, TOO_FEW, WORSE, draw_comparison
+from .comparison import BETTER, EQUAL, MIN_PATIENTS, NOT_SHOWN, TOO_FEW, WORSE, draw_comparison, points
 from .evaluate import accuracies, arms_of, read_predictions
 from .paper import ARMS, TABLE2, TABLE2_AVG
 from .paper_figures import fig3, fig5, table3_figure
@@ -155,14 +155,9 @@ def table2(
     return pd.DataFrame(out, codes.index).join(codes)
 
 # %% ../../nbs/study/report.ipynb #4f9ef4d2
-def _points(x: float) -> str:
-    "A difference of shares in percentage points, with its sign."
-    return f'{100 * x:+.1f}'.replace('-', '−')
-
-
 def _range(row: dict[str, Any], which: str = '') -> str:
     "One of the two intervals of a comparison: '' is the corrected one, 'patients_' that over patients."
-    return f"{_points(row[which + 'low'])} to {_points(row[which + 'high'])}"
+    return f"{points(row[which + 'low'])} to {points(row[which + 'high'])}"
 
 
 _IN_WORDS = {
@@ -187,7 +182,7 @@ def _intervals(row: dict[str, Any], several: bool) -> str:
 def _difference(row: dict[str, Any], arm: str, against: str, several: bool) -> str:
     "One comparison: difference, intervals, verdict."
     where = f"Over {row['n_cases']} cases of {row['n_patients']} patients"
-    text = f"{where}, {arm} minus {against} is {_points(row['difference'])} points"
+    text = f"{where}, {arm} minus {against} is {points(row['difference'])} points"
     intervals = '' if row['verdict'] == TOO_FEW else f': {_intervals(row, several)}'
     return f"{text}{intervals}: {_IN_WORDS[row['verdict']].format(arm=arm, against=against)}."
 
@@ -197,8 +192,8 @@ def _spread(by_repeat: dict[str, list]) -> str:
     if len(differences) == 1:
         return 'One repeat does not show how much the result moves when everything is trained again.'
     return (
-        f'Over {len(differences)} repeats the difference runs from {_points(min(differences))} to '
-        f'{_points(max(differences))} points (standard deviation {100 * np.std(differences):.1f}).'
+        f'Over {len(differences)} repeats the difference runs from {points(min(differences))} to '
+        f'{points(max(differences))} points (standard deviation {100 * np.std(differences):.1f}).'
     )
 
 # %% ../../nbs/study/report.ipynb #849cf94f
@@ -384,7 +379,7 @@ def differences(
     for arm, row in results['summary']['comparisons'][against].items():
         known = row['verdict'] != TOO_FEW
         rows[arm] = {
-            f'minus {against}, points': _points(row['difference']),
+            f'minus {against}, points': points(row['difference']),
             '95 % CI, trained anew': _range(row) if known else '',
             'p, corrected': _text(row['p_corrected']),
             'p, Holm': _text(row['p_holm']),
