@@ -26,7 +26,7 @@ test: $(STAMP) ## every notebook as a test, then tests/; or NB="nbs/method/mixtu
 else
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing
-	ls -S tests/test_*.py | OMP_NUM_THREADS=1 xargs -n 1 -P 2 $(BIN)/pytest -q # a process a file
+	OMP_NUM_THREADS=1 $(PYTEST) -q
 endif
 
 coverage: $(STAMP) ## what of liverdis/ the tests of tests/ run; takes a few times as long as they do

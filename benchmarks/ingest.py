@@ -11,7 +11,6 @@ import pydicom
 from joblib import Parallel, delayed
 from pydicom.errors import InvalidDicomError
 
-import liverdis.cohort.qc  # noqa: F401, drawing libraries, which ingest imports at its end
 from liverdis.cohort.case_files import IngestOptions
 from liverdis.cohort.example import write_example
 from liverdis.cohort.ingest import ingest

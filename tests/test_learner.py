@@ -87,7 +87,7 @@ def stock(learn):
         other.add_cb(Adversary(learn.adversary.steps, learn.adversary.adv_lr))
     if hasattr(learn, "mixture_labels"):
         mixer = learn.mixture_labels
-        other.add_cb(MixtureLabels(mixer.net, mixer.bank, mixer.s, mixer.sampler.seed))
+        other.add_cb(MixtureLabels(mixer.net, mixer.bank, S, mixer.sampler.seed))
     other.recorder.train_metrics = learn.recorder.train_metrics
     return other
 
