@@ -161,9 +161,9 @@ def mean_ssim(
 def radial_spectrum(
     images: torch.Tensor,  # (N,1,S,S)
 ) -> np.ndarray:  # (N,S//4), from the lowest frequencies to 0.5 cycles a pixel
-    "Mean power in rings of spatial frequency; that of white noise is its variance, everywhere."
+    "Mean power in rings of spatial frequency, at least 1e-12; that of white noise is its variance, everywhere."
     x = images[:, 0].double().cpu()
-    power = torch.fft.fft2(x).abs().square() / x[0].numel()
+    power = (torch.fft.fft2(x).abs().square() / x[0].numel()).clamp_min(1e-12)  # a flat image has logarithms, too
     f, rings = torch.fft.fftfreq(x.shape[-1]), x.shape[-1] // 4
     ring = (2 * rings * torch.hypot(f[:, None], f)).long()
     ring[0, 0] = -1  # the mean is in no ring
