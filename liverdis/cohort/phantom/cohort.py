@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 
 from ..manifest import Manifest, file_checksum, save_manifest
 from .dicom import ct_dataset, seg_dataset
@@ -126,13 +127,15 @@ def write_phantom(
     seed: int = 239,  # same seed, same bytes
     appearance: Appearance = CALIBRATED,  # how hard the classes are to tell apart
     progress: Callable[[int, int], None] | None = None,  # called with (done, total) after each case
+    jobs: int = 1,  # processes side by side
 ) -> Manifest:
     "Write a cohort: `images/`, `annotations/` and, last, `manifest.csv`; `InputError` for impossible counts."
     out, cases, cohort = Path(out), plan_cohort(counts, seed), _cohort_name(counts, seed, appearance)
     (out / 'manifest.csv').unlink(missing_ok=True)
     rows = []
-    for done, case in enumerate(cases, 1):
-        rows.append(write_case(case, appearance, out, cohort))
+    written = Parallel(jobs, return_as='generator')(delayed(write_case)(c, appearance, out, cohort) for c in cases)
+    for done, row in enumerate(written, 1):
+        rows.append(row)
         if progress:
             progress(done, len(cases))
     return save_manifest(rows, out / 'manifest.csv')
