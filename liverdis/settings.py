@@ -15,7 +15,6 @@ from pydantic.dataclasses import dataclass
 
 from .core import LIVER_WINDOW, InputError
 
-
 # %% ../nbs/settings.ipynb #d26cd783
 def _paper(default: Any, where: str) -> Any:
     return field(default=default, metadata={'source': 'paper', 'why': where})
@@ -24,14 +23,12 @@ def _paper(default: Any, where: str) -> Any:
 def _ours(default: Any, why: str) -> Any:
     return field(default=default, metadata={'source': 'ours', 'why': why})
 
-
 # %% ../nbs/settings.ipynb #b9515c59
 _PositiveInt = Annotated[int, Field(gt=0)]
 _Positive = Annotated[float, Field(gt=0)]
 _NotNegative = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _Widths = tuple[_PositiveInt, ...]
-
 
 # %% ../nbs/settings.ipynb #cd52f299
 @dataclass(frozen=True, config=ConfigDict(extra='forbid'))
@@ -133,7 +130,6 @@ class Settings:
         0, 'CPU threads of one training (0: all cores); sums depend on their order, so this is part of the numbers'
     )
 
-
 # %% ../nbs/settings.ipynb #bd0f7d24
 def provenance(
     settings: Settings | None = None,  # whose values to show; None shows the `paper` preset
@@ -142,7 +138,6 @@ def provenance(
     settings = settings or Settings()
     rows = [(f.name, getattr(settings, f.name), f.metadata['source'], f.metadata['why']) for f in fields(Settings)]
     return pd.DataFrame(rows, columns=['field', 'value', 'source', 'why']).set_index('field')
-
 
 # %% ../nbs/settings.ipynb #8b9f8015
 _DEMO = Settings(
@@ -180,7 +175,6 @@ _SMOKE = Settings(
 # %% ../nbs/settings.ipynb #05d12008
 PRESETS = {'paper': Settings(), 'demo': _DEMO, 'smoke': _SMOKE}
 
-
 # %% ../nbs/settings.ipynb #8ed86133
 def settings_from_dict(
     values: dict[str, Any],  # as stored in a result file by `asdict`
@@ -191,7 +185,6 @@ def settings_from_dict(
     except ValidationError as e:
         err = e.errors()[0]
         raise InputError(f"setting '{err['loc'][0]}' = {err['input']!r}: {err['msg']}") from None
-
 
 # %% ../nbs/settings.ipynb #de3065dd
 def preset(

@@ -15,14 +15,12 @@ from .disentangle import swap
 from .mixture import MixtureLabels
 from ..settings import Settings
 
-
 # %% ../../nbs/method/sharp.ipynb #5a1c0009
 def sharp(
     settings: Settings,
 ) -> Settings:
     "The settings of a generator without dropout."
     return replace(settings, dropout=0.0)
-
 
 # %% ../../nbs/method/sharp.ipynb #5a1c0014
 def grain(
@@ -34,7 +32,6 @@ def grain(
     phase = torch.fft.rfft2(white)
     spectrum = torch.fft.rfft2(residual).abs() * phase / phase.abs().clamp_min(1e-9)
     return torch.fft.irfft2(spectrum, s=residual.shape[-2:])
-
 
 # %% ../../nbs/method/sharp.ipynb #5a1c0017
 class GrainMixtures(MixtureLabels):
