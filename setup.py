@@ -44,8 +44,9 @@ setup(
     package_data={lib: ["py.typed"], f"{lib}.templates": ["*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
-        "dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split(),
+        "dev": " ".join(cfg[f"{of}_requirements"] for of in ("dev", "bench", "pretrained", "cluster")).split(),
         "pretrained": cfg["pretrained_requirements"].split(),
+        "cluster": cfg["cluster_requirements"].split(),
     },
     python_requires=f">={cfg['min_python']}",
     # nbdev finds the API documentation of other libraries through the `nbdev` entry point
