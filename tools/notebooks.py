@@ -33,6 +33,7 @@ FOLDERS = LIBRARY | AROUND
 
 # Imports leave a choice; where they do, this decides (a folder stands for what is in it), and after it the name.
 PREFERRED = """
+    findings
     cohort/manifest cohort/folds cohort/ct cohort/annotation cohort/roi cohort/healthy cohort/scan cohort/labels
     cohort/cases cohort/deidentify cohort/case_files cohort/qc cohort/ingest cohort/example cohort/sources
     cohort/phantom

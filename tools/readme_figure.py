@@ -1,29 +1,47 @@
-"""Draw nbs/images/swap.png, the picture on the front page, from the stored demo run.
+"""Draw the pictures on the front page from the stored results: nbs/images/swap.png and nbs/images/arms.png.
 
     python tools/readme_figure.py
 
-`make publish` changes the stored run and should be followed by this. Nothing else writes the picture.
+`make publish` changes the stored run and should be followed by this. Nothing else writes the pictures.
 """
 
+import json
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 
+import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
+from liverdis.study.comparison import compare, draw_comparison  # noqa: E402
+from liverdis.study.evaluate import read_predictions  # noqa: E402
 from liverdis.study.paper_figures import fig3  # noqa: E402
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 
 
-def main():
+def swaps():
+    """Figure 3 of the stored demo run."""
     with np.load(NBS / "results/demo/figures.npz") as arrays:
-        figure = fig3(dict(arrays))
-    target = NBS / "images/swap.png"
-    figure.savefig(target, dpi=100, facecolor="white", metadata={"Software": None})
-    print(f"{target.relative_to(NBS.parent)} drawn")
+        return fig3(dict(arrays))
+
+
+def arms():
+    """All arms of the headline study against as many more real views."""
+    headline = NBS / "results/headline"
+    ceiling = json.loads((headline / "study.json").read_text())["oracle_accuracy"]
+    figure, ax = plt.subplots(figsize=(9, 6.2), layout="constrained")
+    draw_comparison(compare(read_predictions(headline / "predictions.csv.gz")), ceiling=ceiling, ax=ax)
+    return figure
+
+
+def main():
+    for name, figure in (("swap", swaps()), ("arms", arms())):
+        target = NBS / f"images/{name}.png"
+        figure.savefig(target, dpi=100, facecolor="white", metadata={"Software": None})
+        print(f"{target.relative_to(NBS.parent)} drawn")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 __all__ = ['ARMS', 'GENERATORS', 'ArmFold', 'classifier_network', 'Arm', 'arm', 'load_arms', 'chosen_arms', 'Generator',
            'baseline', 'proposed', 'duplicate_real', 'mixture_quarter', 'mixture_half', 'mixture_stop', 'mixture_own',
            'mixture_nearest', 'mixture_residual', 'mixture_agreed', 'mixture_split', 'reconstruction', 'swap_r',
-           'code_mix', 'code_extrapolation', 'mixup', 'cutmix', 'manifold_mixup', 'zeta_mixup', 'vae_interpolation',
-           'trivial_augment', 'rand_augment', 'label_smoothing', 'balanced_loss', 'weight_average', 'test_views']
+           'proposed_plus', 'code_mix', 'code_extrapolation', 'mixup', 'cutmix', 'manifold_mixup', 'zeta_mixup',
+           'vae_interpolation', 'trivial_augment', 'rand_augment', 'label_smoothing', 'balanced_loss', 'weight_average',
+           'test_views']
 
 # %% ../../nbs/method/arms.ipynb #3364697d
 import importlib.util
@@ -61,7 +62,7 @@ class ArmFold:
         settings: Settings,
         seed: int,
         dataloaders: Callable[[Settings], DataLoaders],  # makes those of the fold
-        network: Callable[[str], nn.Module],  # name of a generator to the trained network
+        network: Callable[[str], Any],  # name of a generator to the trained network
     ):
         self.settings, self.seed, self._dataloaders, self.network = settings, seed, dataloaders, network
 
@@ -241,12 +242,16 @@ def mixture_agreed(fold: ArmFold) -> Learner:
     return _with_mixtures(fold, AgreeingMixtures)
 
 
+def _split(learn: Learner) -> Learner:
+    "The Learner, with BatchNorm statistics of their own for the synthetic images that `MixtureLabels` adds."
+    learn.add_cb(SplitStatistics(lambda: learn.mixture_labels.n_real))
+    return learn
+
+
 @arm(needs='disentangle')
 def mixture_split(fold: ArmFold) -> Learner:
     "proposed, with BatchNorm statistics of their own for synthetic images"
-    learn = _with_mixtures(fold)
-    learn.add_cb(SplitStatistics(lambda: learn.mixture_labels.n_real))
-    return learn
+    return _split(_with_mixtures(fold))
 
 # %% ../../nbs/method/arms.ipynb #f2ff8aba
 def _with_images(fold: ArmFold, make: Callable) -> Learner:
@@ -265,18 +270,26 @@ def swap_r(fold: ArmFold) -> Learner:
     "each image decoded with the r of another case added, with its own label"
     return _with_images(fold, swaps(fold.network('disentangle').to(fold.dls.device)))
 
+# %% ../../nbs/method/arms.ipynb #b87249e3
+@arm(needs='sharp')
+def proposed_plus(fold: ArmFold) -> Learner:
+    "proposed, with a generator without dropout, the own class favoured, and BatchNorm apart for synthetic images"
+    return _split(_with_mixtures(fold.changed(mixture_favour=1.0), generator='sharp'))
+
 # %% ../../nbs/method/arms.ipynb #513254b2
 @arm
 def code_mix(fold: ArmFold) -> Learner:
     "codes mixed inside the classifier that is being trained; nothing is decoded"
-    sampler = ProportionSampler(fold.settings.mixture_alpha, fold.seed, fold.dls.device)
-    return classifier_learner(fold.dls, fold.settings, cbs=[CodeMixtures(mixed_codes(sampler))])
+    s = fold.settings
+    sampler = ProportionSampler(s.mixture_alpha, len(s.classes), fold.seed, fold.dls.device)
+    return classifier_learner(fold.dls, s, cbs=[CodeMixtures(mixed_codes(sampler))])
 
 
 @arm
 def code_extrapolation(fold: ArmFold) -> Learner:
     "codes moved away from the nearest code of their class; nothing is decoded"
-    return classifier_learner(fold.dls, fold.settings, cbs=[CodeMixtures(extrapolated_codes())])
+    make = extrapolated_codes(len(fold.settings.classes))
+    return classifier_learner(fold.dls, fold.settings, cbs=[CodeMixtures(make)])
 
 # %% ../../nbs/method/arms.ipynb #a4aa6834
 @arm
@@ -331,7 +344,8 @@ def label_smoothing(fold: ArmFold) -> Learner:
 def balanced_loss(fold: ArmFold) -> Learner:
     "classes weighted by the inverse of their frequency"
     labels = torch.cat([y for _, y in fold.dls.train.unaugmented()])
-    return classifier_learner(fold.dls, fold.settings, cbs=[ClassWeights(class_weights(labels))])
+    weights = class_weights(labels, len(fold.settings.classes))
+    return classifier_learner(fold.dls, fold.settings, cbs=[ClassWeights(weights)])
 
 
 @arm
