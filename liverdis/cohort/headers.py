@@ -22,7 +22,8 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedE
 
 from .annotation.contours import referenced_series
 from .annotation.tables import table_kind
-from .ct import SliceHeader, frame_numbers, header_fields, is_nifti, nifti_headers, nifti_stem
+from .ct import SliceHeader, frame_numbers, header_fields, volume_headers
+from .volumes import is_volume, volume_stem
 from ..core import InputError, brief
 
 # %% ../../nbs/cohort/headers.ipynb #222070b8
@@ -46,6 +47,7 @@ def phase_of(
         named = [p for p, (low, high) in _DELAYS.items() if low <= delay_s <= high]
     return named[0] if len(named) == 1 else 'unknown'
 
+
 # %% ../../nbs/cohort/headers.ipynb #74692b0c
 def _seconds(time: str) -> float | None:
     "Seconds since midnight of a DICOM time"
@@ -59,6 +61,7 @@ def _delay(ds: Dataset) -> float | None:
     start = _seconds(str(ds.get('ContrastBolusStartTime') or ''))
     scan = _seconds(str(ds.get('AcquisitionTime') or ''))
     return None if start is None or scan is None else scan - start
+
 
 # %% ../../nbs/cohort/headers.ipynb #e0a02f08
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class SeriesFields:
     scout: bool = False  # a localizer
     burned_in: bool = False  # pixels may hold text
 
+
 # %% ../../nbs/cohort/headers.ipynb #a07dbb18
 @dataclass(frozen=True, eq=False)
 class SliceEntry:
@@ -103,6 +107,7 @@ class OutlineEntry:
     frames: frozenset[str] = frozenset()  # FrameOfReferenceUIDs
     study: str = ''  # StudyInstanceUID
 
+
 # %% ../../nbs/cohort/headers.ipynb #9ca2f43a
 def _seg_entry(path: Path, ds: Dataset) -> OutlineEntry:
     series = {str(s.get('SeriesInstanceUID')) for s in ds.get('ReferencedSeriesSequence', [])}
@@ -115,6 +120,7 @@ def _rtstruct_entry(path: Path, ds: Dataset) -> OutlineEntry:
     frames = {str(s.FrameOfReferenceUID) for s in spaces if 'FrameOfReferenceUID' in s}
     study = str(ds.get('StudyInstanceUID') or '')
     return OutlineEntry('rtstruct', path, frozenset(referenced_series(ds)), frozenset(frames), study)
+
 
 # %% ../../nbs/cohort/headers.ipynb #db98ddc2
 def _is_image(path: Path) -> bool:
@@ -130,9 +136,10 @@ def _is_image(path: Path) -> bool:
 def _nifti_entries(path: Path) -> list[SliceEntry] | list[OutlineEntry]:
     if not _is_image(path):
         return [OutlineEntry('nifti', path)]
-    headers, name = nifti_headers(path), nifti_stem(path)
+    headers, name = volume_headers(path), volume_stem(path)
     shared = SeriesFields(headers[0], patient=name, study='', identifiers=name)
     return [SliceEntry(h, shared) for h in headers]
+
 
 # %% ../../nbs/cohort/headers.ipynb #fa3673fd
 _SHARED = [
@@ -148,6 +155,7 @@ _MODALITY, _CLASS, _FRAMES = (int(Tag(t)) for t in ('Modality', 'SOPClassUID', '
 _DIRECTORY = int(Tag('DirectoryRecordSequence'))
 _CT_CLASSES = {'', CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 
+
 # %% ../../nbs/cohort/headers.ipynb #8d157d1d
 def _raw_values(ds: Dataset) -> dict:
     "Tag -> value, as bytes if no attribute has been asked for by name yet"
@@ -158,10 +166,12 @@ def _raw_text(raw: dict, tag: int) -> str:
     value = raw.get(tag) or b''
     return value.decode('ascii', 'replace').strip('\0 ') if isinstance(value, bytes) else str(value)
 
+
 # %% ../../nbs/cohort/headers.ipynb #329acb7d
 def _is_mask(ds: Dataset, path: Path, root: Path) -> bool:
     folders = path.relative_to(root).parent.parts
     return ds.get('BitsAllocated') == 8 or any('mask' in folder.lower() for folder in folders)
+
 
 # %% ../../nbs/cohort/headers.ipynb #07d98ee8
 def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
@@ -182,6 +192,7 @@ def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
         burned_in=ds.get('BurnedInAnnotation') == 'YES',
     )
 
+
 # %% ../../nbs/cohort/headers.ipynb #c69a6d9f
 _PIXEL_DATA = b'\xe0\x7f\x10\x00'  # the tag (7FE0,0010), little endian
 
@@ -197,6 +208,7 @@ def _plain_offset(
     plain = head[:4] == _PIXEL_DATA and length == n + n % 2  # an even number of bytes
     complete = os.fstat(file.fileno()).st_size >= at + start + n
     return at + start if plain and complete else None
+
 
 # %% ../../nbs/cohort/headers.ipynb #5a0ac988
 class _SliceReader:
@@ -227,6 +239,7 @@ class _SliceReader:
         )
         return SliceEntry(header, shared)
 
+
 # %% ../../nbs/cohort/headers.ipynb #92361805
 def _dicom_entries(path: Path, file: BinaryIO, slices: _SliceReader) -> list[SliceEntry] | list[OutlineEntry]:
     "The slices or the outlines in a DICOM file"
@@ -247,11 +260,12 @@ def _dicom_entries(path: Path, file: BinaryIO, slices: _SliceReader) -> list[Sli
         return slices.frames(path, ds)
     return [slices.slice(path, ds, raw, file)]
 
+
 # %% ../../nbs/cohort/headers.ipynb #ee1a2ebc
 def _file_entries(path: Path, slices: _SliceReader) -> list[SliceEntry] | list[OutlineEntry]:
     "The slices or the outlines in a file"
     suffix = path.suffix.lower()
-    if is_nifti(path):
+    if is_volume(path):
         return _nifti_entries(path)
     if suffix == '.png':
         return [OutlineEntry('png-mask', path)]
@@ -266,6 +280,7 @@ def _file_entries(path: Path, slices: _SliceReader) -> list[SliceEntry] | list[O
         raise InputError("not a DICOM file; fetch it again from its source")
     return []
 
+
 # %% ../../nbs/cohort/headers.ipynb #49f2d188
 def _problem(path: Path, e: Exception) -> Problem:
     if isinstance(e, InputError):
@@ -273,6 +288,7 @@ def _problem(path: Path, e: Exception) -> Problem:
     if isinstance(e, OSError):
         return Problem(path, f"cannot be read ({e.strerror or brief(e)}); check the disk and the rights")
     return Problem(path, f"damaged file ({brief(e)}); fetch it again from its source")
+
 
 # %% ../../nbs/cohort/headers.ipynb #05c50ba9
 def index_files(

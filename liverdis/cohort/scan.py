@@ -20,7 +20,7 @@ from joblib import Parallel, delayed
 
 from .annotation.structures import SAME_PLACE_MM, slice_names
 from .annotation.tables import lesion_table, read_table
-from .ct import SliceHeader, is_nifti, nifti_headers, nifti_stem, sort_slices
+from .ct import SliceHeader, sort_slices, volume_headers
 from liverdis.cohort.headers import (
     OutlineEntry,
     Problem,
@@ -28,7 +28,9 @@ from liverdis.cohort.headers import (
     index_files,
     phase_of,  # noqa: F401
 )
+from .volumes import is_volume, volume_stem
 from ..core import InputError
+
 
 # %% ../../nbs/cohort/scan.ipynb #d4ad5874
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,7 @@ class Series:
     phase: str  # as in the manifest
     folder: Path  # that holds its first slice
     notes: tuple[str, ...] = ()  # what a reader of the results should know, one line each
+
 
 # %% ../../nbs/cohort/scan.ipynb #f0271b13
 class _Grid(NamedTuple):
@@ -59,12 +62,13 @@ def _grid(entry: SliceEntry) -> _Grid:
     h, mask = entry.header, entry.shared.mask
     return _Grid(
         mask=mask,
-        series=h.series_uid or str(h.path if is_nifti(h.path) else h.path.parent),
+        series=h.series_uid or str(h.path if is_volume(h.path) else h.path.parent),
         mask_folder=h.path.parent if mask else None,
         shape=h.shape,
         spacing_mm=tuple(np.round(h.spacing_mm, 4)),
         orientation=tuple(np.round(h.orientation, 3) + 0.0) if h.orientation else None,  # + 0.0 makes -0.0 to 0.0
     )
+
 
 # %% ../../nbs/cohort/scan.ipynb #c8031854
 T = TypeVar('T')
@@ -77,6 +81,7 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
         groups[key(item)].append(item)
     return list(groups.values())
 
+
 # %% ../../nbs/cohort/scan.ipynb #41bb0f3a
 def _without_copies(entries: Sequence[SliceEntry]) -> list[SliceEntry]:
     copies = _grouped(entries, lambda e: (e.header.sop_uid or e.header.path, e.header.frame, e.header.position_mm))
@@ -87,6 +92,7 @@ def _in_order(entries: Sequence[SliceEntry]) -> list[SliceHeader]:
     "Headers along the normal; `InputError` if the order is not certain"
     headers = [e.header for e in entries]
     return sort_slices(headers) if len(headers) > 1 else headers
+
 
 # %% ../../nbs/cohort/scan.ipynb #7d6cc151
 def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
@@ -101,6 +107,7 @@ def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
         reason = f"is one of {len(distinct)} slices without a certain order: {e}"
         return [Problem(distinct[0].header.path, reason)]
 
+
 # %% ../../nbs/cohort/scan.ipynb #0aec9009
 def _n_missing(slices: Sequence[SliceHeader]) -> int:
     "Slices that are missing between others"
@@ -108,6 +115,7 @@ def _n_missing(slices: Sequence[SliceHeader]) -> int:
         return 0
     steps = np.diff([s.normal_position_mm for s in slices])
     return int(np.round(steps / np.median(steps) - 1).clip(0).sum())
+
 
 # %% ../../nbs/cohort/scan.ipynb #e081799e
 def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_copies: int) -> Series:
@@ -129,10 +137,11 @@ def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_cop
         notes=tuple(notes),
     )
 
+
 # %% ../../nbs/cohort/scan.ipynb #78b85b84
 def _nifti_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
     "The same series; NIfTI volumes whose names repeat get their folder as the patient"
-    volumes = [s for s in all_series if is_nifti(s.slices[0].path)]
+    volumes = [s for s in all_series if is_volume(s.slices[0].path)]
     folders = defaultdict(set)
     for s in volumes:
         folders[s.patient].add(s.folder)
@@ -146,6 +155,7 @@ def _nifti_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
 
     return [named(s) for s in all_series]
 
+
 # %% ../../nbs/cohort/scan.ipynb #8562e5bf
 @dataclass(frozen=True, eq=False)
 class Annotation:
@@ -157,6 +167,7 @@ class Annotation:
     keys: tuple[str, ...] | None = None  # only these structures; None for all
     headers: tuple[SliceHeader, ...] = ()  # of the files of a DICOM mask
 
+
 # %% ../../nbs/cohort/scan.ipynb #12c968b1
 def _steps(a: Path, b: Path) -> int:
     "Steps in the tree from one folder to another"
@@ -165,7 +176,8 @@ def _steps(a: Path, b: Path) -> int:
 
 
 def _words(path: Path) -> set[str]:
-    return set(re.split(r'[\W_]+', nifti_stem(path).casefold()))
+    return set(re.split(r'[\W_]+', volume_stem(path).casefold()))
+
 
 # %% ../../nbs/cohort/scan.ipynb #a92eff4b
 def _choose(
@@ -187,6 +199,7 @@ def _choose(
         )
     return best[0]
 
+
 # %% ../../nbs/cohort/scan.ipynb #4c1f1c6a
 def _by_uid(outline: OutlineEntry, all_series: Sequence[Series]) -> Series:
     "The series that a SEG or RTSTRUCT was drawn on"
@@ -203,6 +216,7 @@ def _by_uid(outline: OutlineEntry, all_series: Sequence[Series]) -> Series:
     if outline.series and not same_space:
         raise InputError("was drawn on a series that is not here; add that series")
     return _choose(same_space, folder, "was drawn in the space of")
+
 
 # %% ../../nbs/cohort/scan.ipynb #6edad8fa
 def _close(a: Sequence[float] | None, b: Sequence[float] | None, atol: float) -> bool:
@@ -224,6 +238,7 @@ def _all_among(asked_mm: np.ndarray, positions_mm: np.ndarray) -> bool:
         return False
     return bool((positions_mm[at] <= asked_mm + SAME_PLACE_MM).all())
 
+
 # %% ../../nbs/cohort/scan.ipynb #b2b253f8
 def _on_grid(headers: Sequence[SliceHeader], series: Series) -> bool:
     "Whether all slices with these headers lie on slices of the series, pixel on pixel"
@@ -236,6 +251,7 @@ def _on_grid(headers: Sequence[SliceHeader], series: Series) -> bool:
     row, col, _ = b.to_pixels([a.position_mm])[0]
     return _all_among(asked, positions) and bool(np.allclose([row, col], 0, atol=0.2))
 
+
 # %% ../../nbs/cohort/scan.ipynb #46897f50
 def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:
     "Whether the middle of a volume lies within the series"
@@ -247,6 +263,7 @@ def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:
     row, col, height = first.to_pixels([centre])[0]
     depth = last.normal_position_mm - first.normal_position_mm
     return bool(0 <= row < first.shape[0] and 0 <= col < first.shape[1] and 0 <= height <= depth)
+
 
 # %% ../../nbs/cohort/scan.ipynb #28e3bed1
 class _Tree:
@@ -265,10 +282,11 @@ class _Tree:
                 return found
         return []
 
+
 # %% ../../nbs/cohort/scan.ipynb #58572a27
 def _same_numbers(a: Path, b: Path) -> bool:
     "Whether the numbers in two file names agree, as far as both have them"
-    numbers = [[int(n) for n in re.findall(r'\d+', nifti_stem(p))] for p in (a, b)]
+    numbers = [[int(n) for n in re.findall(r'\d+', volume_stem(p))] for p in (a, b)]
     return all(m == n for m, n in zip(*numbers))
 
 
@@ -277,17 +295,19 @@ def _by_grid(headers: Sequence[SliceHeader], path: Path, tree: _Tree) -> Series:
 
     def may_be(s: Series) -> bool:
         image = s.slices[0].path
-        return not is_nifti(image) or _same_numbers(image, path)
+        return not is_volume(image) or _same_numbers(image, path)
 
     fit = tree.nearest(path.parent, lambda s: may_be(s) and _on_grid(headers, s))
     if not fit:
         fit = tree.nearest(path.parent, lambda s: may_be(s) and _inside(headers, s))
     return _choose(fit, path.parent, "lies on the slices of", path)
 
+
 # %% ../../nbs/cohort/scan.ipynb #46ba2c8c
 def _owners(all_series: Sequence[Series]) -> dict[str, Series]:
     "Every name of every slice -> its series"
     return {name: series for series in all_series for s in series.slices for name in slice_names(s)}
+
 
 # %% ../../nbs/cohort/scan.ipynb #1274b053
 def _named_series(outline: OutlineEntry, rows: pd.DataFrame, owners: dict[str, Series]) -> list[Annotation | Problem]:
@@ -306,6 +326,7 @@ def _named_series(outline: OutlineEntry, rows: pd.DataFrame, owners: dict[str, S
         found.append(Problem(outline.path, reason, failed=False))
     return found
 
+
 # %% ../../nbs/cohort/scan.ipynb #56668ec5
 def _table(
     outline: OutlineEntry, all_series: Sequence[Series], owners: dict[str, Series]
@@ -320,6 +341,7 @@ def _table(
         return [Problem(outline.path, str(e).removeprefix(f'{outline.path}: '))]
     return _named_series(outline, rows, owners)
 
+
 # %% ../../nbs/cohort/scan.ipynb #4c612b65
 def _key_slice(row: pd.Series, picture: Path) -> Series:
     "The series of one key slice of DeepLesion"
@@ -328,6 +350,7 @@ def _key_slice(row: pd.Series, picture: Path) -> Series:
     header = SliceHeader(shape=(rows, columns), spacing_mm=(y, x), thickness_mm=z, path=picture)
     patient = f'DeepLesion {row.Patient_index}'
     return Series((header,), patient, '', row.Patient_index, 'unknown', picture.parent)
+
 
 # %% ../../nbs/cohort/scan.ipynb #3579f7c1
 def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) -> list[Series]:
@@ -339,6 +362,7 @@ def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) 
             here = table[table.File_name.isin(list(pictures))].drop_duplicates('File_name')
             made += [_key_slice(row, pictures[row.File_name]) for _, row in here.iterrows()]
     return made
+
 
 # %% ../../nbs/cohort/scan.ipynb #7d5e7930
 def _files(src: Path) -> Iterator[Path]:
@@ -353,6 +377,7 @@ def _files(src: Path) -> Iterator[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith('.'))
         yield from (Path(folder) / n for n in sorted(names) if not n.startswith('.'))
 
+
 # %% ../../nbs/cohort/scan.ipynb #5794407c
 _CHUNK = 200  # files
 
@@ -363,6 +388,7 @@ class _Index(NamedTuple):
     slices: list[SliceEntry]
     outlines: list[OutlineEntry]
     problems: list[Problem]
+
 
 # %% ../../nbs/cohort/scan.ipynb #c7670902
 def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int, int], object] | None) -> _Index:
@@ -377,11 +403,13 @@ def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int,
             progress(min(n * _CHUNK, len(files)), len(files))
     return index
 
+
 # %% ../../nbs/cohort/scan.ipynb #a13eb4f0
 def _ct_stacks(slices: Iterable[SliceEntry]) -> list[Series | Problem]:
     "The CT series, without masks and scouts"
     images = (e for e in slices if not e.shared.mask and not e.shared.scout)
     return [stack for group in _grouped(images, _grid) for stack in _stacks(group)]
+
 
 # %% ../../nbs/cohort/scan.ipynb #71ebf3e7
 def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | Problem:
@@ -393,6 +421,7 @@ def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | P
     except InputError as e:
         return Problem(paths[0], str(e).removeprefix(f'{paths[0]}: '))
 
+
 # %% ../../nbs/cohort/scan.ipynb #0064673a
 def _outline_series(outline: OutlineEntry, all_series: Sequence[Series], tree: _Tree) -> Series:
     "The series of a file of outlines; `InputError` if it is not certain"
@@ -400,8 +429,9 @@ def _outline_series(outline: OutlineEntry, all_series: Sequence[Series], tree: _
     if outline.kind in ('seg', 'rtstruct'):
         return _by_uid(outline, all_series)
     if outline.kind == 'nifti':
-        return _by_grid(nifti_headers(outline.path), outline.path, tree)
+        return _by_grid(volume_headers(outline.path), outline.path, tree)
     return _choose(tree.nearest(folder, lambda s: True), folder, "fits")
+
 
 # %% ../../nbs/cohort/scan.ipynb #925d2920
 def _outline_annotation(
@@ -414,12 +444,14 @@ def _outline_annotation(
     except InputError as e:
         return Problem(first.path, str(e).removeprefix(f'{first.path}: '))
 
+
 # %% ../../nbs/cohort/scan.ipynb #ad6d0c73
 def _picture_groups(outlines: Iterable[OutlineEntry], all_series: Sequence[Series]) -> list[list[OutlineEntry]]:
     "The pictures of each structure, without those that are images of a series"
     image_folders = {s.path.parent for one in all_series for s in one.slices if s.path.suffix.lower() == '.png'}
     pictures = (o for o in outlines if o.kind == 'png-mask' and o.path.parent not in image_folders)
     return _grouped(pictures, lambda o: (o.path.parent, re.sub(r'\d+$', '', o.path.stem)))
+
 
 # %% ../../nbs/cohort/scan.ipynb #d860db83
 def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation | Problem]:
@@ -433,6 +465,7 @@ def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation
     for table in tables:
         found += _table(table, all_series, owners)
     return found
+
 
 # %% ../../nbs/cohort/scan.ipynb #c39d79f7
 @dataclass(frozen=True, eq=False)
@@ -454,6 +487,7 @@ def _by_patient(annotations: Iterable[Annotation]) -> list[PatientFiles]:
     patients = _grouped(annotations, lambda a: a.series.patient)
     return sorted((PatientFiles(g[0].series.patient, tuple(g)) for g in patients), key=lambda p: p.key)
 
+
 # %% ../../nbs/cohort/scan.ipynb #a27b5fb1
 def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> list[Problem]:
     "A note for each series without an annotation"
@@ -464,10 +498,12 @@ def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> 
         if id(s) not in used
     ]
 
+
 # %% ../../nbs/cohort/scan.ipynb #49113c2c
 def _no_series(src: Path, problems: Sequence[Problem]) -> InputError:
     why = f' ({problems[0].path}: {problems[0].reason})' if problems else ''
     return InputError(f"{src}: holds no CT series that can be read{why}; give the folder with the images")
+
 
 # %% ../../nbs/cohort/scan.ipynb #a1c8f68a
 def scan_folder(

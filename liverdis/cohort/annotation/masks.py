@@ -29,15 +29,14 @@ from liverdis.cohort.annotation.structures import (
 )
 from liverdis.cohort.ct import (
     SliceHeader,
-    is_nifti,
-    nifti_headers,
-    nifti_stem,
-    nifti_volume,
-    open_nifti,
     read_dicom,
     read_pixels,
+    read_volume,
+    volume_headers,
 )
+from ..volumes import has_affine, is_volume, open_volume, volume_stem
 from ...core import InputError, brief
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #290bd5fd
 def _is_plain(ds: pydicom.Dataset) -> bool:
@@ -55,6 +54,7 @@ def _stored_values(ds: pydicom.Dataset, path: Path) -> np.ndarray:
     if _is_plain(ds):
         return np.frombuffer(ds.PixelData, np.uint8, ds.Rows * ds.Columns).reshape(ds.Rows, ds.Columns)
     return read_pixels(ds, path)
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #95171843
 @dataclass(frozen=True, eq=False)
@@ -84,6 +84,7 @@ def _mask_files(
             place = ds.get('ImagePositionPatient'), ds.get('ImageOrientationPatient')
             yield _MaskFile(path, _stored_values(ds, path), *place)
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #dcc4b092
 def _require_binary(file: _MaskFile) -> None:
     "`InputError` if the file holds more than one value besides 0"
@@ -94,10 +95,12 @@ def _require_binary(file: _MaskFile) -> None:
             f"{file.path}: holds {n} different values, so it is an image and not a mask; give the mask's file"
         )
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #5497a123
 def _agree(a: Sequence[float] | None, b: Sequence[float] | None, atol: float) -> bool:
     "Whether two positions or orientations are the same, or one is not given"
     return not a or not b or tuple(a) == tuple(b) or np.allclose(np.asarray(a, float), np.asarray(b, float), atol=atol)
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #5f59c9bd
 def _rank_of_file(
@@ -116,6 +119,7 @@ def _fits(file: _MaskFile, s: SliceHeader) -> bool:
     here = _agree(file.position_mm, s.position_mm, SAME_PLACE_MM)
     return here and _agree(file.orientation, s.orientation, 1e-3)
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #6a6badc9
 def _misplaced(file: _MaskFile, stack: SliceStack, rank: int | None) -> InputError:
     "The error for a mask file that lies on no slice"
@@ -130,12 +134,14 @@ def _misplaced(file: _MaskFile, stack: SliceStack, rank: int | None) -> InputErr
         found = f'lies at {tuple(map(float, file.position_mm))} mm, where the series has no slice'
     return InputError(f"{file.path}: {found}; pair files of one position")
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #503348f8
 def list_dicom_mask(
     paths: Sequence[str | Path],  # all files of one mask folder
 ) -> list[tuple[str, str]]:  # (key, name)
     "The one structure of a mask folder, named as the folder is."
     return [('', Path(paths[0]).parent.name)]
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #1d2de0b3
 def read_dicom_mask(
@@ -164,6 +170,7 @@ def read_dicom_mask(
     name = list_dicom_mask(paths)[0][1]
     return [Structure('', name, dict(sorted(masks.items())))]
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #9b2a20fc
 def _picture(path: str | Path) -> np.ndarray:
     "The grey values of a PNG, (H,W); of a colour or palette PNG 255 where a channel is above 0"
@@ -179,6 +186,7 @@ def _picture(path: str | Path) -> np.ndarray:
     colours = image[..., [b != 'A' for b in bands]]
     return np.where((colours > 0).any(-1), 255, 0).astype(np.uint8)
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #0561b14b
 @lru_cache(maxsize=1)
 def _cached_pictures(paths: tuple, changed: tuple) -> list[np.ndarray]:
@@ -192,6 +200,7 @@ def _pictures(paths: Sequence[str | Path]) -> list[np.ndarray]:
 
 def _values(image: np.ndarray) -> set[int]:  # of whole numbers from 0
     return {int(v) for v in np.flatnonzero(np.bincount(image))}
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #f408acb9
 class _Labels(NamedTuple):
@@ -213,9 +222,11 @@ class _Labels(NamedTuple):
             return self.listed()
         return select_structures(path, 'value', {'': self.stem} | self.by_value(), keys)
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #c5396fec
 def _mask_of(image: np.ndarray, key: str) -> np.ndarray:
     return image > 0 if key == '' else image == int(key)
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #234fd8fe
 def _picture_labels(paths: Sequence[str | Path]) -> _Labels:
@@ -230,12 +241,14 @@ def _picture_labels(paths: Sequence[str | Path]) -> _Labels:
         )
     return _Labels(stem, sorted(values))
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #78e0a911
 def list_png(
     paths: Sequence[str | Path],  # one picture, or the pictures of a folder
 ) -> list[tuple[str, str]]:  # (key, name)
     "The structures in pictures: one, or one for each grey value."
     return list(_picture_labels(paths).listed().items())
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #518e9dad
 def _numbers(paths: Sequence[str | Path]) -> list[int]:
@@ -249,6 +262,7 @@ def _numbers(paths: Sequence[str | Path]) -> list[int]:
         )
     return numbers
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #c58b36a1
 def _instances(stack: SliceStack, where: str | Path) -> list[int]:
     "InstanceNumber of each slice; `InputError` unless each has its own"
@@ -260,6 +274,7 @@ def _instances(stack: SliceStack, where: str | Path) -> list[int]:
             "use another kind of mask"
         )
     return instances
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #1a569ef9
 class _Pairing(NamedTuple):
@@ -285,6 +300,7 @@ def _pair_by_number(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     rank_of = dict(zip(sorted(numbers), in_order))
     return _Pairing([rank_of[n] for n in numbers], ('pictures paired with slices in the order of their numbers',))
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #7f4535c5
 def _pair(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     "The slices of pictures, by the first rule that holds"
@@ -294,6 +310,7 @@ def _pair(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     if all(len(ranks) == 1 for ranks in named):
         return _Pairing([ranks[0] for ranks in named])
     return _pair_by_number(paths, stack)
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #bac91550
 def read_png(
@@ -314,10 +331,11 @@ def read_png(
         found.append(Structure(key, name, drawn, notes))
     return found
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #80daeda9
 def _label_volume(path: Path) -> np.ndarray:  # (columns, rows, slices) of integers
     "A NIfTI label map; `InputError` if it is an image"
-    volume = nifti_volume(path)
+    volume = read_volume(path)
     if volume.dtype.kind == 'f':
         if not (volume == np.rint(volume)).all():
             raise InputError(
@@ -331,13 +349,15 @@ def _label_volume(path: Path) -> np.ndarray:  # (columns, rows, slices) of integ
         )
     return volume
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #abf328b7
 def _nifti_labels(path: str | Path) -> _Labels:
     volume = _label_volume(Path(path))
     slowest = int(np.argmax(np.abs(volume.strides)))
     planes = np.moveaxis(volume, slowest, 0)
     values = set().union(*(_values(p.ravel(order='K').astype(np.intp)) for p in planes)) - {0}
-    return _Labels(nifti_stem(path), sorted(values))
+    return _Labels(volume_stem(path), sorted(values))
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #2d0e9a7e
 def list_nifti_mask(
@@ -346,6 +366,7 @@ def list_nifti_mask(
     "The structures of a NIfTI label map: one, or one for each value."
     return list(_nifti_labels(paths[0]).listed().items())
 
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #f3ba1821
 def _plane(volume: np.ndarray, key: str, k: int) -> np.ndarray:  # (rows, columns) bool
     return _mask_of(volume[:, :, k], key).T
@@ -353,11 +374,11 @@ def _plane(volume: np.ndarray, key: str, k: int) -> np.ndarray:  # (rows, column
 
 def _require_affine(path: str | Path) -> None:
     "`InputError` for a NIfTI file that does not say where it lies"
-    header = open_nifti(path).header
-    if not (int(header['sform_code']) or int(header['qform_code'])):
+    if not has_affine(open_volume(path)):
         raise InputError(
             f"{path}: does not say where it lies (sform and qform codes are 0); save it with the affine of the CT"
         )
+
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #1ef1f221
 def read_nifti_mask(
@@ -367,12 +388,12 @@ def read_nifti_mask(
 ) -> list[Structure]:
     "Read a NIfTI label map; `InputError` if it is no mask, or lies elsewhere."
     (path,) = paths
-    headers = nifti_headers(path)
-    if not (stack.placed and is_nifti(stack.slices[0].path)):  # the CT may be a NIfTI without an affine, too
+    headers = volume_headers(path)
+    if not (stack.placed and is_volume(stack.slices[0].path)):  # the CT may be a NIfTI without an affine, too
         _require_affine(path)
     found = []
     for key, name in _nifti_labels(path).selected(path, keys).items():
-        here = resample_onto(stack, headers, partial(_plane, nifti_volume(Path(path)), key), path)
+        here = resample_onto(stack, headers, partial(_plane, read_volume(Path(path)), key), path)
         if not here.overlaps:
             raise InputError(
                 f"{path}: lies elsewhere than the slices at {stack.slices[0].where}; give the mask of this series, "
