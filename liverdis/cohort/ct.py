@@ -19,16 +19,18 @@ __all__ = [
     'volume_headers',
     'read_volume',
     'read_hu',
+    'is_upright',
+    'upright',
     'sort_slices',
     'read_series',
 ]
 
 # %% ../../nbs/cohort/ct.ipynb #beb3ec73
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -445,6 +447,62 @@ def read_hu(
         found, expected = f"{hu.shape[0]} x {hu.shape[1]}", f"{header.shape[0]} x {header.shape[1]}"
         raise InputError(f"{header.where}: is {found} pixels, not {expected}; fetch it again from its source")
     return CTSlice(hu=np.asarray(hu, np.float32).clip(AIR), **vars(header))
+
+
+# %% ../../nbs/cohort/ct.ipynb #a61d1465
+class _Turn(NamedTuple):
+    "How to turn a slice: swap rows and columns, then reverse rows, then columns"
+
+    swap: bool = False
+    rows: bool = False
+    columns: bool = False
+
+    def of(self, image: np.ndarray) -> np.ndarray:
+        image = image.T if self.swap else image
+        return np.ascontiguousarray(image[:: -1 if self.rows else 1, :: -1 if self.columns else 1])
+
+
+def _turn_upright(s: SliceHeader) -> _Turn:
+    along, down = np.array(s.orientation or (1, 0, 0, 0, 1, 0)).reshape(2, 3)
+    main = np.abs([along, down]).argmax(1).tolist()
+    if sorted(main) != [0, 1]:
+        return _Turn()  # not axial
+    x, y = (down, along) if main == [1, 0] else (along, down)
+    return _Turn(main == [1, 0], bool(y[1] < 0), bool(x[0] < 0))
+
+
+# %% ../../nbs/cohort/ct.ipynb #aeea63b5
+def is_upright(
+    s: SliceHeader,
+) -> bool:
+    "Whether `upright` would leave a slice as it is."
+    return not any(_turn_upright(s))
+
+
+def _turned_geometry(s: SliceHeader, turn: _Turn) -> dict[str, Any]:
+    "Shape, spacing, position and orientation after a turn"
+    order = slice(None, None, -1 if turn.swap else 1)
+    start = np.array([turn.rows, turn.columns] * (np.array(s.shape[order]) - 1))[order]  # stored row and column
+    along, down = np.array(s.orientation).reshape(2, 3)[order]
+    signed = (-along if turn.columns else along), (-down if turn.rows else down)
+    return {
+        'shape': s.shape[order],
+        'spacing_mm': s.spacing_mm[order],
+        'orientation': tuple(float(v) + 0.0 for direction in signed for v in direction),  # no -0.0
+        'position_mm': s.position_mm and tuple(map(float, s.position_mm + s.axes[:, :2] @ start)),
+    }
+
+
+# %% ../../nbs/cohort/ct.ipynb #ac82be8b
+def upright(
+    ct: CTSlice,
+    mask: np.ndarray,  # (H,W), drawn on the slice
+) -> tuple[CTSlice, np.ndarray]:  # the same objects if the slice lies upright
+    "Turn an axial slice and its mask so that rows run to the patient's back and columns to the left."
+    turn = _turn_upright(ct)
+    if not any(turn):
+        return ct, mask
+    return replace(ct, hu=turn.of(ct.hu), **_turned_geometry(ct, turn)), turn.of(mask)
 
 
 # %% ../../nbs/cohort/ct.ipynb #a64aa172
