@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Source', 'source_folder']
 
-# %% ../../nbs/cohort/archives.ipynb #d870c1fc
+# %% ../../nbs/cohort/archives.ipynb #812bbacc
 import os
 import shutil
 import tempfile
@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from ..core import InputError, brief
 
 
-# %% ../../nbs/cohort/archives.ipynb #7948e00d
+# %% ../../nbs/cohort/archives.ipynb #d55f920a
 def _place_of(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
     "Where a member goes; `InputError` if that is outside of the folder it is unpacked to"
     place = PurePosixPath(member.filename.replace('\\', '/'))
@@ -39,7 +39,7 @@ def _require_readable(archive: Path, members: list[zipfile.ZipInfo], to: Path) -
         raise InputError(f"{archive}: needs {needs} and {to} has {has}; set TMPDIR to a larger disk, or unpack it")
 
 
-# %% ../../nbs/cohort/archives.ipynb #779e513a
+# %% ../../nbs/cohort/archives.ipynb #acb00e9b
 def _write_member(unzipped: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with unzipped.open(member) as source, open(path, 'wb') as file:
@@ -62,7 +62,7 @@ def _unpack(archive: Path, to: Path) -> None:
         raise InputError(f"{archive}: cannot be unpacked ({brief(e)}); fetch it again, or unpack it by hand") from e
 
 
-# %% ../../nbs/cohort/archives.ipynb #aaac0ff9
+# %% ../../nbs/cohort/archives.ipynb #df4f491a
 @dataclass(frozen=True)
 class Source:
     "A folder to search, and what the user gave."
@@ -78,10 +78,10 @@ class Source:
         return self.given / path.relative_to(self.folder) if path.is_relative_to(self.folder) else path
 
 
-# %% ../../nbs/cohort/archives.ipynb #4eefec34
+# %% ../../nbs/cohort/archives.ipynb #593a8a91
 def _zip_files(src: Path) -> set[Path]:
     if src.is_file():
-        return {src} if zipfile.is_zipfile(src) else set()
+        return {src} if src.suffix.lower() == '.zip' else set()
     found = (Path(folder) / name for folder, _, names in os.walk(src) for name in names)
     return {path for path in found if path.suffix.lower() == '.zip' and not path.name.startswith('.')}
 
@@ -99,7 +99,7 @@ def _mirror(folder: Path, to: Path, archives: Collection[Path]) -> None:
             (to / path.name).symlink_to(path.resolve())
 
 
-# %% ../../nbs/cohort/archives.ipynb #0d2f803f
+# %% ../../nbs/cohort/archives.ipynb #87b43714
 @contextmanager
 def source_folder(
     src: str | Path,  # a folder, or a zip file

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,16 +19,20 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from .annotation.structures import SAME_PLACE_MM, slice_names
+from .annotation.labelmaps import is_label_map
+from .annotation.masks import PICTURE_KINDS
+from .annotation.structures import SAME_PLACE_MM, SliceNames
 from .annotation.tables import lesion_table, read_table
-from .ct import SliceHeader, sort_slices, volume_headers
+from .ct import SliceHeader, is_upright, read_dicom, read_pixels, sort_slices, volume_headers
 from liverdis.cohort.headers import (
     OutlineEntry,
     Problem,
     SliceEntry,
+    UnreadEntry,
     index_files,
     phase_of,  # noqa: F401
 )
+from .unread import counted
 from .volumes import is_volume, volume_stem
 from ..core import InputError
 
@@ -82,6 +87,42 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     return list(groups.values())
 
 
+# %% ../../nbs/cohort/scan.ipynb #8f5e49f5
+_FULL_SCALE = (4095, 32767, 65535)  # of 12, 15 and 16 bits
+
+
+def _is_label_slice(stored: np.ndarray) -> bool:
+    "Whether stored values that are not all 0 are labels, and no CT"
+    small = stored.max() <= 255 or stored.max() in _FULL_SCALE
+    return bool(small and stored.min() == 0 and is_label_map(stored))
+
+
+def _holds_labels(folder: Sequence[SliceEntry]) -> bool:
+    "Whether the files of a series in one folder are a mask"
+    middle = len(folder) // 2
+    for entry in (*folder[middle:], *folder[:middle]):
+        path = entry.header.path
+        try:
+            stored = read_pixels(read_dicom(path), path)
+        except InputError:
+            return False  # reported when the slice is read
+        if stored.any():
+            return _is_label_slice(stored)
+    return folder[0].shared.in_mask_folder
+
+
+# %% ../../nbs/cohort/scan.ipynb #3d8910e6
+def _know_masks(slices: Sequence[SliceEntry]) -> list[SliceEntry]:
+    "The same slices, those of a mask of 16 bits marked as such"
+    known: list[SliceEntry] = []
+    for group in _grouped(slices, lambda e: (e.header.path.parent, e.header.series_uid, e.header.shape)):
+        undecided = not group[0].shared.mask and group[0].header.frame is None
+        if undecided and _holds_labels(group):
+            group = [replace(e, shared=replace(e.shared, mask=True)) for e in group]
+        known += group
+    return known
+
+
 # %% ../../nbs/cohort/scan.ipynb #41bb0f3a
 def _without_copies(entries: Sequence[SliceEntry]) -> list[SliceEntry]:
     copies = _grouped(entries, lambda e: (e.header.sop_uid or e.header.path, e.header.frame, e.header.position_mm))
@@ -117,16 +158,23 @@ def _n_missing(slices: Sequence[SliceHeader]) -> int:
     return int(np.round(steps / np.median(steps) - 1).clip(0).sum())
 
 
-# %% ../../nbs/cohort/scan.ipynb #e081799e
-def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_copies: int) -> Series:
-    shared, missing = entries[0].shared, _n_missing(ordered)
-    notes = []
-    if n_copies:
-        notes.append(f"{n_copies} copies of slices left out")
-    if shared.burned_in:
-        notes.append("pixels may hold burnt-in text")
+# %% ../../nbs/cohort/scan.ipynb #9e049c72
+def _stack_notes(ordered: Sequence[SliceHeader], n_copies: int) -> list[str]:
+    "What a reader of the results should know of a stack"
+    first, missing = ordered[0], _n_missing(ordered)
+    notes = [f"{n_copies} copies of slices left out"] if n_copies else []
     if missing:
         notes.append(f"{missing} slices missing in the series")
+    if not is_upright(first):
+        notes.append("slices lay turned or mirrored, and are turned upright")
+    if first.orientation and np.abs(first.axes[:, 2]).argmax() != 2:
+        notes.append("slices are not axial")
+    return notes
+
+
+# %% ../../nbs/cohort/scan.ipynb #e081799e
+def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_copies: int) -> Series:
+    shared = entries[0].shared
     return Series(
         slices=tuple(ordered),
         patient=shared.patient or shared.study or str(shared.header.path.parent),
@@ -134,13 +182,13 @@ def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_cop
         identifiers=shared.identifiers,
         phase=shared.phase,
         folder=ordered[0].path.parent,
-        notes=tuple(notes),
+        notes=(*_stack_notes(ordered, n_copies), *shared.notes),
     )
 
 
 # %% ../../nbs/cohort/scan.ipynb #78b85b84
-def _nifti_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
-    "The same series; NIfTI volumes whose names repeat get their folder as the patient"
+def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
+    "The same series; volumes whose names repeat get their folder as the patient"
     volumes = [s for s in all_series if is_volume(s.slices[0].path)]
     folders = defaultdict(set)
     for s in volumes:
@@ -186,13 +234,16 @@ def _choose(
     relation: str,  # for messages: "fits", "was drawn on"
     path: Path | None = None,  # of the annotation, if its name may decide
 ) -> Series:
-    "The one candidate that is nearest; `InputError` unless it is one"
+    "The one candidate that is nearest; `InputError` unless it is one, and of the only patient"
     if not candidates:
         raise InputError(f"{relation} no CT series found here; put it beside its series")
-    least = min(_steps(s.folder, folder) for s in candidates)
-    best = [s for s in candidates if _steps(s.folder, folder) == least]
-    if path and len(best) > 1:
-        best = [s for s in best if _words(s.slices[0].path) <= _words(path)] or best
+    volumes = [s for s in candidates if is_volume(s.slices[0].path)]
+    named = [s for s in volumes if path and _words(s.slices[0].path) <= _words(path)] or candidates
+    patients = {s.patient for s in named}
+    if len(patients) > 1:
+        raise InputError(f"{relation} CT series of {len(patients)} patients; put it in the folder of its patient")
+    least = min(_steps(s.folder, folder) for s in named)
+    best = [s for s in named if _steps(s.folder, folder) == least]
     if len(best) > 1:
         raise InputError(
             f"{relation} {len(best)} CT series alike; put it in the folder of its series, or keep one of them"
@@ -240,16 +291,19 @@ def _all_among(asked_mm: np.ndarray, positions_mm: np.ndarray) -> bool:
 
 
 # %% ../../nbs/cohort/scan.ipynb #b2b253f8
-def _on_grid(headers: Sequence[SliceHeader], series: Series) -> bool:
-    "Whether all slices with these headers lie on slices of the series, pixel on pixel"
+def _on_grid(headers: Sequence[SliceHeader], series: Series, beyond: bool = False) -> bool:
+    "Whether all slices with these headers lie on slices of the series, pixel on pixel, or some `beyond` its ends"
     a, b = headers[0], series.slices[0]
     if not _same_pixels(a, b):
         return False
     if a.position_mm is None or b.position_mm is None:
         return a.position_mm is b.position_mm and len(headers) == len(series.slices)
     asked, positions = (np.array([h.normal_position_mm for h in part]) for part in (headers, series.slices))
+    if beyond:
+        ends = positions[[0, -1]] + [-SAME_PLACE_MM, SAME_PLACE_MM]
+        asked = asked[(asked >= ends[0]) & (asked <= ends[1])]
     row, col, _ = b.to_pixels([a.position_mm])[0]
-    return _all_among(asked, positions) and bool(np.allclose([row, col], 0, atol=0.2))
+    return len(asked) > 0 and _all_among(asked, positions) and bool(np.allclose([row, col], 0, atol=0.2))
 
 
 # %% ../../nbs/cohort/scan.ipynb #46897f50
@@ -275,7 +329,7 @@ class _Tree:
             for folder in (s.folder, *s.folder.parents):
                 self.below[folder].append(s)
 
-    def nearest(self, folder: Path, fits: Callable[[Series], bool]) -> list[Series]:
+    def nearest(self, folder: Path, fits: Callable[[Series], bool] = lambda s: True) -> list[Series]:
         "The series that fit in the lowest folder above or at `folder` that has any"
         for f in (folder, *folder.parents):
             if found := [s for s in self.below.get(f, ()) if fits(s)]:
@@ -297,49 +351,81 @@ def _by_grid(headers: Sequence[SliceHeader], path: Path, tree: _Tree) -> Series:
         image = s.slices[0].path
         return not is_volume(image) or _same_numbers(image, path)
 
-    fit = tree.nearest(path.parent, lambda s: may_be(s) and _on_grid(headers, s))
-    if not fit:
-        fit = tree.nearest(path.parent, lambda s: may_be(s) and _inside(headers, s))
-    return _choose(fit, path.parent, "lies on the slices of", path)
+    for lies_on in (_on_grid, partial(_on_grid, beyond=True), _inside):
+        if fit := tree.nearest(path.parent, lambda s: may_be(s) and lies_on(headers, s)):  # noqa: B023
+            return _choose(fit, path.parent, "lies on the slices of", path)
+    raise InputError("lies on the slices of no CT series found here; put it beside its series")
 
 
 # %% ../../nbs/cohort/scan.ipynb #46ba2c8c
-def _owners(all_series: Sequence[Series]) -> dict[str, Series]:
-    "Every name of every slice -> its series"
-    return {name: series for series in all_series for s in series.slices for name in slice_names(s)}
+class _Owners:
+    "The series of the slices that a table names"
+
+    def __init__(self, all_series: Sequence[Series]):
+        self.series = [one for one in all_series for _ in one.slices]  # of each slice
+        self.names = SliceNames(s for one in all_series for s in one.slices)
+
+    def named(self, name: str) -> list[Series]:
+        "All series with a slice of this name"
+        found = {id(self.series[i]): self.series[i] for i in self.names.find(name)}
+        return list(found.values())
+
+
+# %% ../../nbs/cohort/scan.ipynb #efb8e65d
+class _Row(NamedTuple):
+    "One row of a table, and the series that it may mean"
+
+    lesion: str
+    image: str
+    all_named: list[Series]  # wherever they lie
+    nearest: list[Series]  # in the lowest folder above the table that has any
+
+
+def _rows(table: pd.DataFrame, folder: Path, owners: _Owners) -> list[_Row]:
+    named = {image: owners.named(image) for image in table.image.unique()}
+    near = {image: found if len(found) < 2 else _Tree(found).nearest(folder) for image, found in named.items()}
+    return [_Row(lesion, image, named[image], near[image]) for lesion, image in zip(table.lesion, table.image)]
+
+
+def _require_certain(rows: Sequence[_Row]) -> None:
+    "`InputError` if an image may lie in two series in which the lesion is looked for"
+    sought = {(id(s), row.lesion) for row in rows for s in row.nearest}
+    uncertain = {row.image: None for row in rows if sum((id(s), row.lesion) in sought for s in row.all_named) > 1}
+    if uncertain:
+        raise InputError(
+            f"names {len(uncertain)} images that lie in several CT series, the first {next(iter(uncertain))}; "
+            "name them by SOPInstanceUID, or with their folders"
+        )
 
 
 # %% ../../nbs/cohort/scan.ipynb #1274b053
-def _named_series(outline: OutlineEntry, rows: pd.DataFrame, owners: dict[str, Series]) -> list[Annotation | Problem]:
+def _named_series(outline: OutlineEntry, rows: Sequence[_Row]) -> list[Annotation | Problem]:
     "One annotation for each series whose slices a table names"
-    series = [owners.get(name.replace('\\', '/')) or owners.get(Path(name).name) for name in rows.image]
-    pairs = [(s, lesion) for s, lesion in zip(series, rows.lesion) if s is not None]
+    _require_certain(rows)
     found: list[Annotation | Problem] = []
-    for group in _grouped(pairs, lambda pair: id(pair[0])):
-        lesions = dict.fromkeys(lesion for _, lesion in group)
-        found.append(Annotation(outline.kind, (outline.path,), group[0][0], tuple(lesions)))
-    missing = list(dict.fromkeys(name for s, name in zip(series, rows.image) if s is None))
+    for group in _grouped((row for row in rows if row.nearest), lambda row: id(row.nearest[0])):
+        lesions = dict.fromkeys(row.lesion for row in group)
+        found.append(Annotation(outline.kind, (outline.path,), group[0].nearest[0], tuple(lesions)))
+    missing = list(dict.fromkeys(row.image for row in rows if not row.nearest))
     if missing:
         reason = (
             f"names {len(missing)} images that are not here, the first {missing[0]}; add them or leave out their rows"
         )
-        found.append(Problem(outline.path, reason, failed=False))
+        found.append(Problem(outline.path, reason, failed=not found))
     return found
 
 
 # %% ../../nbs/cohort/scan.ipynb #56668ec5
-def _table(
-    outline: OutlineEntry, all_series: Sequence[Series], owners: dict[str, Series]
-) -> list[Annotation | Problem]:
+def _table(outline: OutlineEntry, tree: _Tree, owners: _Owners) -> list[Annotation | Problem]:
     "One `Annotation` for each series that a table is about"
+    folder = outline.path.parent
     try:
-        rows = lesion_table(outline.path)
-        if 'image' not in rows:
-            series = _choose(all_series, outline.path.parent, "fits")
-            return [Annotation(outline.kind, (outline.path,), series)]
+        table = lesion_table(outline.path)
+        if 'image' not in table:
+            return [Annotation(outline.kind, (outline.path,), _choose(tree.nearest(folder), folder, "fits"))]
+        return _named_series(outline, _rows(table, folder, owners))
     except InputError as e:
         return [Problem(outline.path, str(e).removeprefix(f'{outline.path}: '))]
-    return _named_series(outline, rows, owners)
 
 
 # %% ../../nbs/cohort/scan.ipynb #4c612b65
@@ -365,6 +451,9 @@ def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) 
 
 
 # %% ../../nbs/cohort/scan.ipynb #7d5e7930
+_LITTER = ('thumbs.db', 'desktop.ini')
+
+
 def _files(src: Path) -> Iterator[Path]:
     "All files below a folder, sorted within each folder"
     seen = set()
@@ -374,8 +463,8 @@ def _files(src: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith('.'))
-        yield from (Path(folder) / n for n in sorted(names) if not n.startswith('.'))
+        folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__MACOSX')
+        yield from (Path(folder) / n for n in sorted(names) if not n.startswith('.') and n.lower() not in _LITTER)
 
 
 # %% ../../nbs/cohort/scan.ipynb #5794407c
@@ -387,21 +476,37 @@ class _Index(NamedTuple):
 
     slices: list[SliceEntry]
     outlines: list[OutlineEntry]
+    unread: list[UnreadEntry]
     problems: list[Problem]
 
 
 # %% ../../nbs/cohort/scan.ipynb #c7670902
 def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int, int], object] | None) -> _Index:
-    index = _Index([], [], [])
+    index = _Index([], [], [], [])
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
     read = Parallel(jobs, return_as='generator')(delayed(index_files)(chunk, src) for chunk in chunks)
     for n, (entries, problems) in enumerate(read, 1):
         index.slices.extend(e for e in entries if isinstance(e, SliceEntry))
         index.outlines.extend(e for e in entries if isinstance(e, OutlineEntry))
+        index.unread.extend(e for e in entries if isinstance(e, UnreadEntry))
         index.problems.extend(problems)
         if progress:
             progress(min(n * _CHUNK, len(files)), len(files))
     return index
+
+
+# %% ../../nbs/cohort/scan.ipynb #ff3a2006
+def _unread(entries: Iterable[UnreadEntry]) -> list[Problem]:
+    "A note for each kind of file that is not read"
+    kinds = _grouped(entries, lambda e: e.kind)
+    return [Problem(group[0].path, counted(len(group), group[0].kind), failed=False) for group in kinds]
+
+
+def _told_together(problems: Iterable[Problem]) -> list[Problem]:
+    "The same problems, those of one folder and one reason in one"
+    groups = _grouped(problems, lambda p: (p.path.parent, p.reason, p.failed))
+    several = ' ({} more files of this folder alike)'
+    return [replace(g[0], reason=g[0].reason + several.format(len(g) - 1)) if len(g) > 1 else g[0] for g in groups]
 
 
 # %% ../../nbs/cohort/scan.ipynb #a13eb4f0
@@ -428,9 +533,9 @@ def _outline_series(outline: OutlineEntry, all_series: Sequence[Series], tree: _
     folder = outline.path.parent
     if outline.kind in ('seg', 'rtstruct'):
         return _by_uid(outline, all_series)
-    if outline.kind == 'nifti':
+    if is_volume(outline.path):
         return _by_grid(volume_headers(outline.path), outline.path, tree)
-    return _choose(tree.nearest(folder, lambda s: True), folder, "fits")
+    return _choose(tree.nearest(folder), folder, "fits")
 
 
 # %% ../../nbs/cohort/scan.ipynb #925d2920
@@ -449,7 +554,7 @@ def _outline_annotation(
 def _picture_groups(outlines: Iterable[OutlineEntry], all_series: Sequence[Series]) -> list[list[OutlineEntry]]:
     "The pictures of each structure, without those that are images of a series"
     image_folders = {s.path.parent for one in all_series for s in one.slices if s.path.suffix.lower() == '.png'}
-    pictures = (o for o in outlines if o.kind == 'png-mask' and o.path.parent not in image_folders)
+    pictures = (o for o in outlines if o.kind in PICTURE_KINDS.values() and o.path.parent not in image_folders)
     return _grouped(pictures, lambda o: (o.path.parent, re.sub(r'\d+$', '', o.path.stem)))
 
 
@@ -457,13 +562,13 @@ def _picture_groups(outlines: Iterable[OutlineEntry], all_series: Sequence[Serie
 def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation | Problem]:
     "All outlines, each with its series or the reason why it has none"
     tree, tables = _Tree(all_series), [o for o in index.outlines if o.kind in ('boxes', 'polygons')]
-    owners = _owners(all_series) if tables else {}
-    single = [[o] for o in index.outlines if o.kind in ('seg', 'rtstruct', 'nifti')]
+    owners = _Owners(all_series if tables else [])
+    single = [[o] for o in index.outlines if o.kind in ('seg', 'rtstruct') or is_volume(o.path)]
     pictures = _picture_groups(index.outlines, all_series)
     found = [_mask_annotation(g, tree) for g in _grouped((e for e in index.slices if e.shared.mask), _grid)]
     found += [_outline_annotation(g, all_series, tree) for g in single + pictures]
     for table in tables:
-        found += _table(table, all_series, owners)
+        found += _table(table, tree, owners)
     return found
 
 
@@ -500,8 +605,12 @@ def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> 
 
 
 # %% ../../nbs/cohort/scan.ipynb #49113c2c
-def _no_series(src: Path, problems: Sequence[Problem]) -> InputError:
-    why = f' ({problems[0].path}: {problems[0].reason})' if problems else ''
+def _no_series(src: Path, index: _Index, problems: Sequence[Problem]) -> InputError:
+    "The error for a folder without CT, with what is there instead"
+    said = [f'{p.path}: {p.reason}' for p in problems[:1]] + [p.reason for p in _unread(index.unread)]
+    if masks := sum(e.shared.mask for e in index.slices):
+        said.append(f'{masks} x DICOM mask, or picture of 8 bits')
+    why = f" ({'; '.join(said[:5])})" if said else ''
     return InputError(f"{src}: holds no CT series that can be read{why}; give the folder with the images")
 
 
@@ -518,13 +627,14 @@ def scan_folder(
         raise InputError(f"{src}: no such folder; give the folder that holds the images and annotations")
     files = list(_files(src))
     index = _index(files, src, jobs, progress)
+    index = index._replace(slices=_know_masks(index.slices))
     stacks = _ct_stacks(index.slices)
     series = [s for s in stacks if isinstance(s, Series)] + _deeplesion_series(index.outlines, files)
-    series = _nifti_patients(series, src)
+    series = _volume_patients(series, src)
     problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
     if not series:
-        raise _no_series(src, problems)
+        raise _no_series(src, index, problems)
     found = _annotations(index, series)
     annotations = [a for a in found if isinstance(a, Annotation) and kind in ('auto', a.kind)]
     problems += [p for p in found if isinstance(p, Problem)] + _unused(series, annotations)
-    return _by_patient(annotations), problems
+    return _by_patient(annotations), _told_together(problems) + _unread(index.unread)

@@ -15,7 +15,7 @@ class UnreadKind(NamedTuple):
     "A kind of file that is not read."
 
     what: str  # one of them
-    todo: str  # how to make something of it that is read
+    todo: str  # how to make something of it that is read; '' if there is nothing to make of it
 
 
 _OTHER = UnreadKind('file of unknown kind', 'if it holds outlines, save them as DICOM SEG, RTSTRUCT or NIfTI')
@@ -46,8 +46,8 @@ _BY_SUFFIX = {
     '.csv': UnreadKind('table without boxes or polygons', 'if it outlines lesions, name its columns as own_ct says'),
     '.bmp .gif .webp .svg .jp2': UnreadKind('picture', 'if it is a mask, save it as PNG'),
     '.mp4 .avi .mov .mpg .wmv': UnreadKind('film', 'give the slices it was made from'),
-    _DOCUMENT: UnreadKind('document', 'nothing to do'),
-    _PROGRAM: UnreadKind('part of a program', 'nothing to do'),
+    _DOCUMENT: UnreadKind('document', ''),
+    _PROGRAM: UnreadKind('part of a program', ''),
 }
 _SUFFIXES = {suffix: kind for suffixes, kind in _BY_SUFFIX.items() for suffix in suffixes.split()}
 
@@ -105,7 +105,7 @@ _DICOM = {
     'RTPLAN': UnreadKind('DICOM radiotherapy plan', 'give the RTSTRUCT'),
     'M3D': UnreadKind('DICOM surface', 'export it as DICOM SEG'),
     'SEG surface': UnreadKind('DICOM surface segmentation', 'export it as DICOM SEG of binary segments'),
-    'DOC': UnreadKind('DICOM document', 'nothing to do'),
+    'DOC': UnreadKind('DICOM document', ''),
     'CT screenshot': UnreadKind('DICOM screenshot', 'give the slices it was made from'),
     'CT map': UnreadKind('DICOM map (perfusion, iodine, ...), not in Hounsfield units', 'give the CT'),
     'CT 8-bit': UnreadKind('DICOM slice of 8 bits compressed with loss, without Hounsfield units', 'export 16 bits'),
@@ -125,4 +125,4 @@ def counted(
     kind: UnreadKind,
 ) -> str:
     "What is said of some files of one kind."
-    return f"{n} x {kind.what}: not read; {kind.todo}"
+    return f"{n} x {kind.what}: not read" + (kind.todo and f"; {kind.todo}")
