@@ -111,7 +111,7 @@ def source_folder(
         yield Source(src, src)
         return
     with tempfile.TemporaryDirectory(prefix='liverdis-') as scratch:
-        folder = Path(scratch) / 'source'
+        folder = Path(scratch) / src.absolute().name  # a folder's name may be that of a patient
         try:
             _unpack(src, folder) if src.is_file() else _mirror(src, folder, archives)
             yield Source(src, folder)

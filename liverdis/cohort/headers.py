@@ -80,7 +80,7 @@ class SeriesFields:
     "What the slices of a series have in common."
 
     header: SliceHeader  # of the slice that was read first
-    patient: str  # PatientID
+    patient: str  # see `_patient`
     study: str  # StudyInstanceUID
     identifiers: str  # all that names the patient
     acquisition: str = ''  # AcquisitionNumber
@@ -256,6 +256,13 @@ def _pixel_notes(ds: Dataset) -> tuple[str, ...]:
 
 
 # %% ../../nbs/cohort/headers.ipynb #07d98ee8
+def _patient(ds: Dataset, path: Path, root: Path) -> str:
+    "PatientID; where that is blank, the study; where that is blank too, the folder, from that of the source on"
+    said = str(ds.get('PatientID') or '').strip() or str(ds.get('StudyInstanceUID') or '').strip()
+    return said or os.path.relpath(path.absolute().parent, root.absolute().parent)
+
+
+# %% ../../nbs/cohort/headers.ipynb #45a46058
 def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
     "What the slices of the series of `ds` have in common"
 
@@ -264,7 +271,7 @@ def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
 
     return SeriesFields(
         header=SliceHeader(**header_fields(ds, path, None)),
-        patient=text('PatientID'),
+        patient=_patient(ds, path, root),
         study=text('StudyInstanceUID'),
         identifiers=f"{text('PatientID')} {text('PatientName')}",
         acquisition=text('AcquisitionNumber'),

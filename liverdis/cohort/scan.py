@@ -177,7 +177,7 @@ def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_cop
     shared = entries[0].shared
     return Series(
         slices=tuple(ordered),
-        patient=shared.patient or shared.study or str(shared.header.path.parent),
+        patient=shared.patient,
         study=shared.study,
         identifiers=shared.identifiers,
         phase=shared.phase,
