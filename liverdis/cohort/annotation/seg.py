@@ -24,6 +24,8 @@ from liverdis.cohort.annotation.structures import (
     SliceMask,
     SliceStack,
     Structure,
+    beyond_note,
+    beyond_series,
     check_shape,
     resample_onto,
     resample_slice,
@@ -32,12 +34,14 @@ from liverdis.cohort.annotation.structures import (
 from ..ct import SliceHeader, read_dicom
 from ...core import InputError
 
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #b911c4a8
 def _read_seg_file(path: str | Path, pixels: bool = True) -> Dataset:
     ds = read_dicom(path, pixels)
     if ds.get('Modality') != 'SEG' or not ds.get('SegmentSequence') or 'PerFrameFunctionalGroupsSequence' not in ds:
         raise InputError(f"{path}: not a DICOM Segmentation, or cut short; give the whole SEG file")
     return ds
+
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #568d9d9d
 def _segments(ds: Dataset) -> dict[str, str]:
@@ -50,12 +54,14 @@ def _segments(ds: Dataset) -> dict[str, str]:
     uses = Counter(labels.values())
     return {key: f'{label}:{key}' if uses[label] > 1 else label for key, label in labels.items()}
 
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #a2d0b386
 def list_seg(
     paths: Sequence[str | Path],  # one SEG file
 ) -> list[tuple[str, str]]:  # (key, name)
     "The segments of a SEG, without reading its pixels."
     return list(_segments(_read_seg_file(paths[0], pixels=False)).items())
+
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #8c59ac4a
 _FIELDS = {  # field -> (sequence, attribute in it)
@@ -83,6 +89,7 @@ def _group_fields(
             values[field] = tuple(map(float, value)) if isinstance(value, MultiValue) else value
     return values
 
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #5886e84c
 _DERIVATION = Tag('DerivationImageSequence')
 
@@ -98,6 +105,7 @@ def _mentions(group: Dataset, s: SliceHeader) -> bool:
 def _source_images(group: Dataset) -> list[Dataset]:
     derivations = group.get('DerivationImageSequence', [])
     return [s for d in derivations for s in d.get('SourceImageSequence', [])]
+
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #6846bad9
 def _frame_rank(
@@ -123,6 +131,7 @@ def _frame_rank(
     names_others = sources and not any(str(s.get('ReferencedSOPInstanceUID')) in stack.by_uid for s in sources)
     return None if names_others and not same_space else here
 
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #afea9a6b
 @dataclass(frozen=True, eq=False)
 class _Frame:
@@ -136,6 +145,7 @@ class _Frame:
 
 def _shares_space(ds: Dataset, s: SliceHeader) -> bool:
     return bool(s.frame_of_reference) and ds.get('FrameOfReferenceUID') == s.frame_of_reference
+
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #68a6db17
 def _seg_frames(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection[str]) -> Iterator[_Frame]:
@@ -155,6 +165,7 @@ def _seg_frames(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collec
         rank = _frame_rank(sources, header.position_mm, same_space, stack, Path(path))
         yield _Frame(index, header, segment, rank)
 
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #2c35aa17
 def _decoded(ds: Dataset, path: str | Path, indices: list[int]) -> Iterator[np.ndarray]:  # (H,W) each
     "The stored values of some frames"
@@ -168,6 +179,7 @@ def _decoded(ds: Dataset, path: str | Path, indices: list[int]) -> Iterator[np.n
     except Exception as e:  # every decoder has errors of its own
         syntax = ds.file_meta.TransferSyntaxUID.name
         raise InputError(f"{path}: frames cannot be decoded ({syntax}); fetch it again, or save it uncompressed") from e
+
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #26502f6e
 class _Plane(NamedTuple):
@@ -188,6 +200,7 @@ def _fraction_note(ds: Dataset) -> tuple[str, ...]:
         return ()
     return (f"{str(ds.get('SegmentationFractionalType', 'fraction')).lower()} of at least one half",)
 
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #ac5d9ccb
 def _planes(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection[str]) -> dict[str, list[_Plane]]:
     "The masks of the wanted segments, each on the plane of its frame"
@@ -200,6 +213,7 @@ def _planes(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection
                 planes[key].append(_Plane(frame.header, frame.rank, mask))
     return planes
 
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #6f58ffe8
 def _has_geometry(h: SliceHeader) -> bool:
     return None not in (h.position_mm, h.orientation, h.spacing_mm)
@@ -211,19 +225,29 @@ def _on_own_slice(plane: _Plane, stack: SliceStack, rank: int, path: str | Path)
         return resample_slice(plane.mask, plane.header, s, path)
     return SliceMask(check_shape(plane.mask, s, path), False, True)
 
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #b5daf540
 def _needs_volume(planes: Sequence[_Plane], stack: SliceStack) -> bool:
     if not planes or len(stack.slices) == 1:
         return False
     return all(p.rank is None and _has_geometry(p.header) for p in planes)
 
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #38c8c2b0
+def _n_beyond(planes: Sequence[_Plane], stack: SliceStack) -> int:
+    "Frames that lie before the first slice of the series or after its last"
+    places = [p.header.position_mm for p in planes if p.header.position_mm is not None]
+    if not places or not stack.placed:
+        return 0
+    return int(beyond_series(stack, np.array(places) @ stack.normal).sum())
+
+
 def _seg_structure(
     key: str, name: str, planes: Sequence[_Plane], stack: SliceStack, path: str | Path, notes: tuple[str, ...]
 ) -> Structure:
     "One segment on the slices"
     masks: dict[int, np.ndarray] = {}
-    resampled = False
+    resampled, beyond = False, _n_beyond(planes, stack)
     for plane in planes:
         if plane.rank is None:
             continue
@@ -233,8 +257,10 @@ def _seg_structure(
             masks[plane.rank] = masks.get(plane.rank, False) | here.mask
     if _needs_volume(planes, stack):
         ordered = sorted(planes, key=lambda p: p.header.normal_position_mm)
-        masks, resampled, _ = resample_onto(stack, [p.header for p in ordered], lambda k: ordered[k].mask, path)
-    return Structure(key, name, dict(sorted(masks.items())), notes + ((RESAMPLED_NOTE,) if resampled else ()))
+        masks, resampled, *_ = resample_onto(stack, [p.header for p in ordered], lambda k: ordered[k].mask, path)
+    notes += ((RESAMPLED_NOTE,) if resampled else ()) + beyond_note(beyond)
+    return Structure(key, name, dict(sorted(masks.items())), notes)
+
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #8909a2b7
 def _is_about(ds: Dataset, stack: SliceStack) -> bool:
@@ -244,6 +270,7 @@ def _is_about(ds: Dataset, stack: SliceStack) -> bool:
     if frame and s.frame_of_reference:
         return frame == s.frame_of_reference
     return not series or s.series_uid in series
+
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #fd35142d
 def read_seg(
