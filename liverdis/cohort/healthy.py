@@ -171,10 +171,19 @@ class _Placer:
         self.normal_positions_mm, self.spacing_mm, self.margin, self.rng = normal_positions_mm, spacing_mm, margin, rng
         self.placed, self._free = [], {}
 
+    def _rows(self, diameter_mm):
+        "Rows of a square without and with its margin."
+        inner = max(3, int(round(diameter_mm / self.spacing_mm[0])))
+        return inner, int(np.ceil(inner * (1 + 2 * self.margin)))
+
+    def fitting(self, diameters_mm):
+        "Those that the empty liver may have room for."
+        most = max((self._free_on(rank).max_side for rank in self.liver), default=0)
+        return [d for d in diameters_mm if self._rows(d)[1] <= most]
+
     def place(self, diameter_mm):
         "Place a new square; False if no slice has room for it."
-        inner = max(3, int(round(diameter_mm / self.spacing_mm[0])))
-        side = int(np.ceil(inner * (1 + 2 * self.margin)))
+        inner, side = self._rows(diameter_mm)
         for rank in map(int, self.rng.permutation(sorted(self.liver))):
             box = self._place_on(rank, side)
             if box is not None:
@@ -211,20 +220,6 @@ def draw_sizes(
     return [float(s) for s in np.sort(sizes)[(at * len(sizes)).astype(int)][::-1]]
 
 
-# %% ../../nbs/cohort/healthy.ipynb #05a17a49
-def _largest_number(attempt, n):
-    "The result of the largest number up to `n` for which `attempt(number)` is not None, found by halving; [] if none."
-    best, enough, too_many, number = [], 0, n + 1, n
-    while too_many - enough > 1:
-        found = attempt(number)
-        if found is None:
-            too_many = number
-        else:
-            best, enough = found, number
-        number = (enough + too_many) // 2
-    return best
-
-
 # %% ../../nbs/cohort/healthy.ipynb #c0e62446
 def _left_over(drawn, placed):
     "What remains of some sizes when the nearest one is taken away for each placed square."
@@ -258,12 +253,15 @@ def place_healthy(
     placer = _Placer(liver, lesions, normal_positions_mm, spacing_mm, margin, rng)
     drawn = draw_sizes(sizes_mm, n, rng)
 
-    def attempt(number):
+    def attempt(wanted):
         placer.placed = []
-        wanted = drawn if number == n else draw_sizes(sizes_mm, number, rng)
         return placer.placed if all(map(placer.place, wanted)) else None
 
-    placer.placed = matched = list(_largest_number(attempt, n))
-    left = _left_over(drawn, matched)
+    matched = attempt(drawn)
+    if matched is None:
+        fitting = placer.fitting(sizes_mm)
+        fewer = (draw_sizes(fitting, number, rng) for number in range(n if fitting else 0, 0, -1))
+        matched = next((placed for placed in map(attempt, fewer) if placed is not None), [])
+    placer.placed, left = list(matched), _left_over(drawn, matched)
     extra_left = [d for d in sorted(extra_mm, reverse=True) if not placer.place(d)]
     return Healthy([(q.rank, q.at) for q in placer.placed], left, extra_left)

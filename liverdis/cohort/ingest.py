@@ -717,7 +717,7 @@ def _work(
     "Make the folders of patients."
     waiting = []
     calls = (delayed(_ingest_patient)(context, t.patient, t.sizes, t.extra) for t in tasks)
-    for k, (task, outcome) in enumerate(zip(tasks, Parallel(jobs, return_as='generator', batch_size=1)(calls)), 1):
+    for k, (outcome, task) in enumerate(zip(Parallel(jobs, return_as='generator', batch_size=1)(calls), tasks), 1):
         private.learn(outcome)
         if not outcome.done:
             waiting.append(task.patient)
