@@ -352,6 +352,9 @@ def test_every_unread_file_is_counted(tmp_path):
     ):
         (tmp_path / name).write_text('x')
     (tmp_path / 'coco.json').write_text('{"images": [], "annotations": [], "categories": []}')
+    Image.new('RGB', (16, 16)).save(tmp_path / 'icon.png')
+    across = dict(ImageType=['ORIGINAL', 'PRIMARY', 'LOCALIZER'], ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    write_slice(tmp_path / 'scout.dcm', body(), **across)
     write_slice(tmp_path / 'mr.dcm', body(), Modality='MR')
     write_slice(tmp_path / 'sr.dcm', body(), Modality='SR')
     patients, problems = scan_folder(tmp_path)
@@ -370,6 +373,8 @@ def test_every_unread_file_is_counted(tmp_path):
             '1 x COCO annotation (.json)',
             '1 x DICOM image of another modality',
             '1 x DICOM structured report',
+            '1 x DICOM scout image',
+            '1 x picture of another size than the slices',
         ]
     )
     assert not any(p.failed for p in problems) and not any('Smith' in p.reason for p in problems)
@@ -388,7 +393,7 @@ def test_many_broken_files_give_one_line(tmp_path):
     series(tmp_path / 'old', 'P1', 61, n=40, RescaleSlope=None)
     _, problems = scan_folder(tmp_path)
     (problem,) = [p for p in problems if p.failed]
-    assert 'RescaleSlope' in problem.reason and '39 more files' in problem.reason
+    assert 'RescaleSlope' in problem.reason and '39 more files of this folder' in problem.reason
 
 
 def test_half_a_cd(tmp_path):

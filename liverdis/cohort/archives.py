@@ -58,6 +58,8 @@ def _unpack(archive: Path, to: Path) -> None:
             _require_readable(archive, members, to)
             for member, place in zip(members, places):
                 _write_member(unzipped, member, to / place)
+    except InputError:
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as e:
         raise InputError(f"{archive}: cannot be unpacked ({brief(e)}); fetch it again, or unpack it by hand") from e
 

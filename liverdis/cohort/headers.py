@@ -17,7 +17,12 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    SurfaceSegmentationStorage,
+)
 
 from .annotation.contours import referenced_series
 from .annotation.labelmaps import is_label_map
@@ -87,8 +92,7 @@ class SeriesFields:
     phase: str = 'unknown'  # see `phase_of`
     mask: bool = False  # a mask that calls itself CT
     in_mask_folder: bool = False  # a folder above is named after masks
-    scout: bool = False  # a localizer
-    other_units: bool = False  # a map of perfusion, iodine...
+    no_ct: str = ''  # what it is instead of a CT in Hounsfield units, as `unread_dicom` calls it
     notes: tuple[str, ...] = ()  # what a reader of the results should know of the pixels, one line each
 
 
@@ -137,6 +141,9 @@ def _rtstruct_entry(path: Path, ds: Dataset) -> OutlineEntry:
     return OutlineEntry('rtstruct', path, frozenset(referenced_series(ds)), frozenset(frames), study)
 
 
+_OUTLINES = {'SEG': _seg_entry, 'RTSTRUCT': _rtstruct_entry}  # by modality
+
+
 # %% ../../nbs/cohort/headers.ipynb #303ee613
 def _middle_slice(image: Any, path: Path) -> np.ndarray:
     "The values of one slice of nibabel's image"
@@ -153,10 +160,10 @@ def _require_hounsfield(values: np.ndarray) -> None:
     "`InputError` unless an image has values below 0, as fat and air have"
     low, high = values.min(), values.max()
     if low >= -10:
-        how = 'an offset as in HU + 1024' if high > 255 else 'a window of greys' if high > 1 else 'a scale from 0 to 1'
+        how = 'HU + 1024' if high > 255 else 'a window of greys' if high > 1 else 'a scale from 0 to 1'
         raise InputError(
-            f"is an image with values from {low:g} to {high:g}, which are not Hounsfield units but perhaps {how}, or "
-            "masked with 0; save it in Hounsfield units"
+            f"is an image with values from {low:g} to {high:g}, so not in Hounsfield units (perhaps {how}, or masked "
+            "with 0); save it in Hounsfield units"
         )
 
 
@@ -278,8 +285,7 @@ def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
         phase=phase_of(f"{text('SeriesDescription')} {text('ProtocolName')}", _delay(ds)),
         mask=ds.get('BitsAllocated') == 8,
         in_mask_folder=_in_mask_folder(path, root),
-        scout='LOCALIZER' in _image_type(ds),
-        other_units=_is_map(ds),
+        no_ct='CT scout' if 'LOCALIZER' in _image_type(ds) else 'CT map' if _is_map(ds) else '',
         notes=_pixel_notes(ds),
     )
 
@@ -350,10 +356,12 @@ def _is_lossy_8_bit(ds: Dataset, raw: dict) -> bool:
 
 
 def _other_dicom(ds: Dataset, raw: dict) -> str:
-    "What a DICOM file is if it is no CT, SEG or RTSTRUCT, as `unread_dicom` calls it; '' for a CT"
+    "What a DICOM file is if it is no CT, SEG or RTSTRUCT, as `unread_dicom` calls it; '' if it is one"
     modality = _raw_text(raw, _MODALITY)
+    if modality == 'SEG' and _raw_text(raw, _CLASS) == SurfaceSegmentationStorage:
+        return 'SEG surface'
     if modality != 'CT':
-        return modality
+        return '' if modality in _OUTLINES else modality
     if _raw_text(raw, _CLASS) not in _CT_CLASSES:
         return 'CT screenshot'
     return 'CT 8-bit' if _is_lossy_8_bit(ds, raw) else ''
@@ -369,13 +377,14 @@ def _dicom_entries(path: Path, file: BinaryIO, slices: _SliceReader) -> list[Ent
         return []
     if _MODALITY not in raw:
         raise InputError("says no modality, perhaps it is cut short; fetch it again from its source")
-    if (modality := _raw_text(raw, _MODALITY)) in ('SEG', 'RTSTRUCT'):
-        return [_seg_entry(path, ds) if modality == 'SEG' else _rtstruct_entry(path, ds)]
     if other := _other_dicom(ds, raw):
         return [UnreadEntry(path, unread_dicom(other))]
+    if outline := _OUTLINES.get(_raw_text(raw, _MODALITY)):
+        return [outline(path, ds)]
     many = _FRAMES in raw and frame_numbers(ds) != [None]
     found = slices.frames(path, ds) if many else [slices.slice(path, ds, raw, file)]
-    return [UnreadEntry(path, unread_dicom('CT map'))] if found[0].shared.other_units else [*found]
+    no_ct = found[0].shared.no_ct
+    return [UnreadEntry(path, unread_dicom(no_ct))] if no_ct else [*found]
 
 
 # %% ../../nbs/cohort/headers.ipynb #ee1a2ebc

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
+from PIL import Image
 
 from .annotation.labelmaps import is_label_map
 from .annotation.masks import PICTURE_KINDS
@@ -32,7 +33,7 @@ from liverdis.cohort.headers import (
     index_files,
     phase_of,  # noqa: F401
 )
-from .unread import counted
+from .unread import PICTURE_OF_OTHER_SIZE, counted
 from .volumes import is_volume, volume_stem
 from ..core import InputError
 
@@ -504,15 +505,15 @@ def _unread(entries: Iterable[UnreadEntry]) -> list[Problem]:
 
 def _told_together(problems: Iterable[Problem]) -> list[Problem]:
     "The same problems, those of one folder and one reason in one"
-    groups = _grouped(problems, lambda p: (p.path.parent, p.reason, p.failed))
-    several = ' ({} more files of this folder alike)'
-    return [replace(g[0], reason=g[0].reason + several.format(len(g) - 1)) if len(g) > 1 else g[0] for g in groups]
+    groups = _grouped(problems, lambda p: (p.path.parent if p.failed else p.path, p.reason))
+    also = lambda n: f' (so with {n} more files of this folder)' if n else ''
+    return [replace(g[0], reason=g[0].reason + also(len(g) - 1)) for g in groups]
 
 
 # %% ../../nbs/cohort/scan.ipynb #a13eb4f0
 def _ct_stacks(slices: Iterable[SliceEntry]) -> list[Series | Problem]:
-    "The CT series, without masks and scouts"
-    images = (e for e in slices if not e.shared.mask and not e.shared.scout)
+    "The CT series, without masks"
+    images = (e for e in slices if not e.shared.mask)
     return [stack for group in _grouped(images, _grid) for stack in _stacks(group)]
 
 
@@ -551,10 +552,31 @@ def _outline_annotation(
 
 
 # %% ../../nbs/cohort/scan.ipynb #ad6d0c73
-def _picture_groups(outlines: Iterable[OutlineEntry], all_series: Sequence[Series]) -> list[list[OutlineEntry]]:
-    "The pictures of each structure, without those that are images of a series"
+def _size(path: Path) -> tuple[int, int] | None:
+    "Rows and columns of a picture; None if it cannot be read, which its reader will say"
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except Exception:  # Pillow's errors are of many kinds
+        return None
+
+
+def _know_pictures(index: _Index, all_series: Sequence[Series]) -> _Index:
+    "The same index without the pictures of DeepLesion; those that have not the size of a slice are unread"
     image_folders = {s.path.parent for one in all_series for s in one.slices if s.path.suffix.lower() == '.png'}
-    pictures = (o for o in outlines if o.kind in PICTURE_KINDS.values() and o.path.parent not in image_folders)
+    shapes = {one.slices[0].shape for one in all_series} | {None}
+    pictures = {o.path for o in index.outlines if o.kind in PICTURE_KINDS.values()}
+    images = {path for path in pictures if path.parent in image_folders}
+    other = {path for path in pictures - images if _size(path) not in shapes}
+    outlines = [o for o in index.outlines if o.path not in images | other]
+    unread = [UnreadEntry(path, PICTURE_OF_OTHER_SIZE) for path in sorted(other)]
+    return index._replace(outlines=outlines, unread=index.unread + unread)
+
+
+# %% ../../nbs/cohort/scan.ipynb #f0b136e3
+def _picture_groups(outlines: Iterable[OutlineEntry]) -> list[list[OutlineEntry]]:
+    "The pictures of each structure"
+    pictures = (o for o in outlines if o.kind in PICTURE_KINDS.values())
     return _grouped(pictures, lambda o: (o.path.parent, re.sub(r'\d+$', '', o.path.stem)))
 
 
@@ -564,7 +586,7 @@ def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation
     tree, tables = _Tree(all_series), [o for o in index.outlines if o.kind in ('boxes', 'polygons')]
     owners = _Owners(all_series if tables else [])
     single = [[o] for o in index.outlines if o.kind in ('seg', 'rtstruct') or is_volume(o.path)]
-    pictures = _picture_groups(index.outlines, all_series)
+    pictures = _picture_groups(index.outlines)
     found = [_mask_annotation(g, tree) for g in _grouped((e for e in index.slices if e.shared.mask), _grid)]
     found += [_outline_annotation(g, all_series, tree) for g in single + pictures]
     for table in tables:
@@ -634,6 +656,7 @@ def scan_folder(
     problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
     if not series:
         raise _no_series(src, index, problems)
+    index = _know_pictures(index, series)
     found = _annotations(index, series)
     annotations = [a for a in found if isinstance(a, Annotation) and kind in ('auto', a.kind)]
     problems += [p for p in found if isinstance(p, Problem)] + _unused(series, annotations)
