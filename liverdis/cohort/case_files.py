@@ -18,7 +18,7 @@ __all__ = [
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .ct import CTSlice, read_hu, window, write_slice
+from .ct import CTSlice, read_hu, upright, window, write_slice
 from .deidentify import Pseudonymizer, file_code, identifying_words, public_text
 from .manifest import file_checksum
 from .roi import Box, bounding_box, crop, lesion_box
@@ -278,7 +278,8 @@ def write_cases(
             continue
         for case in group:
             image = to.folder / f'{number}-{rank:04d}.dcm'
-            _write_case(to, case, ct, to.options.phase or series.phase, image)
+            turned, mask = upright(ct, case.mask)
+            _write_case(to, replace(case, mask=mask), turned, to.options.phase or series.phase, image)
 
 
 # %% ../../nbs/cohort/case_files.ipynb #ef89f4f5

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 
 from .. import __version__
-from .annotation.readers import list_structures, read_structures
+from .annotation.readers import given_labels, list_structures, read_structures
 from .annotation.structures import Structure
 from .archives import Source, source_folder
 from liverdis.cohort.case_files import (
@@ -35,7 +35,7 @@ from liverdis.cohort.case_files import (
     write_cases,
 )
 from .cases import LesionMask, case_slices, check_slices, split_lesions
-from .ct import read_hu
+from .ct import read_hu, upright
 from liverdis.cohort.deidentify import (
     Pseudonymizer,
     file_code,
@@ -49,7 +49,7 @@ from liverdis.cohort.deidentify import (
 )
 from .duplicates import overlapping
 from .healthy import GAP_MM, place_healthy
-from .labels import LabelRules, Named
+from .labels import LABELS, LabelRules, Named
 from .manifest import Manifest, save_manifest
 from .qc import write_qc
 from .roi import lesion_box, save_cached_rois
@@ -234,7 +234,7 @@ def _draw_unlabelled(
     rank = case_slices(lesion, 'largest')[0]
     try:
         ct = read_hu(reading.series.slices[rank])
-        mask = lesion.on(rank, ct.hu.shape)
+        ct, mask = upright(ct, lesion.on(rank, ct.hu.shape))
         picture = case_picture(ct, mask, lesion_box(mask, reading.to.options.margin, ct.spacing_mm))
     except InputError:
         return '', ''
@@ -356,8 +356,10 @@ def _read_batch(
     wanted = [key for key, label in labels.items() if label != 'ignore']
     if not wanted:
         return
+    given = given_labels(annotation.paths, annotation.kind)
     for s in read_structures(annotation.paths, annotation.kind, slices, wanted, annotation.headers):
-        _add_structure(reading, s, labels[s.key], None, annotation)
+        of_file = given.get(s.key)
+        _add_structure(reading, s, labels[s.key], of_file if of_file in LABELS else None, annotation)
 
 
 # %% ../../nbs/cohort/ingest.ipynb #600e146a
