@@ -98,17 +98,26 @@ def _is_label_slice(stored: np.ndarray) -> bool:
     return bool(small and stored.min() == 0 and is_label_map(stored))
 
 
+# %% ../../nbs/cohort/scan.ipynb #74b08361
+def _stored(entry: SliceEntry) -> np.ndarray | None:
+    "The values of a slice; None for one that takes long to decode and does not lie among masks, or cannot be read"
+    path = entry.header.path
+    try:
+        ds = read_dicom(path)
+        syntax = ds.file_meta.get('TransferSyntaxUID')
+        slow = syntax and syntax.is_compressed and not entry.shared.in_mask_folder
+        return None if slow else read_pixels(ds, path)
+    except InputError:
+        return None  # reported when the slice is read for its lesions
+
+
 def _holds_labels(folder: Sequence[SliceEntry]) -> bool:
     "Whether the files of a series in one folder are a mask"
     middle = len(folder) // 2
     for entry in (*folder[middle:], *folder[:middle]):
-        path = entry.header.path
-        try:
-            stored = read_pixels(read_dicom(path), path)
-        except InputError:
-            return False  # reported when the slice is read
-        if stored.any():
-            return _is_label_slice(stored)
+        stored = _stored(entry)
+        if stored is None or stored.any():
+            return stored is not None and _is_label_slice(stored)
     return folder[0].shared.in_mask_folder
 
 
@@ -561,23 +570,26 @@ def _size(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _know_pictures(index: _Index, all_series: Sequence[Series]) -> _Index:
-    "The same index without the pictures of DeepLesion; those that have not the size of a slice are unread"
+def _picture_groups(outlines: Iterable[OutlineEntry], all_series: Sequence[Series]) -> list[list[OutlineEntry]]:
+    "The pictures of each structure, without those that are images of a series"
     image_folders = {s.path.parent for one in all_series for s in one.slices if s.path.suffix.lower() == '.png'}
-    shapes = {one.slices[0].shape for one in all_series} | {None}
-    pictures = {o.path for o in index.outlines if o.kind in PICTURE_KINDS.values()}
-    images = {path for path in pictures if path.parent in image_folders}
-    other = {path for path in pictures - images if _size(path) not in shapes}
-    outlines = [o for o in index.outlines if o.path not in images | other]
-    unread = [UnreadEntry(path, PICTURE_OF_OTHER_SIZE) for path in sorted(other)]
-    return index._replace(outlines=outlines, unread=index.unread + unread)
+    pictures = (o for o in outlines if o.kind in PICTURE_KINDS.values() and o.path.parent not in image_folders)
+    return _grouped(pictures, lambda o: (o.path.parent, re.sub(r'\d+$', '', o.path.stem)))
 
 
 # %% ../../nbs/cohort/scan.ipynb #f0b136e3
-def _picture_groups(outlines: Iterable[OutlineEntry]) -> list[list[OutlineEntry]]:
-    "The pictures of each structure"
-    pictures = (o for o in outlines if o.kind in PICTURE_KINDS.values())
-    return _grouped(pictures, lambda o: (o.path.parent, re.sub(r'\d+$', '', o.path.stem)))
+def _of_other_size(groups: Iterable[Sequence[OutlineEntry]], all_series: Sequence[Series]) -> list[UnreadEntry]:
+    "The pictures of groups whose first has not the size of any slice"
+    shapes = {s.slices[0].shape for s in all_series} | {None}
+    other = [group for group in groups if _size(group[0].path) not in shapes]
+    return [UnreadEntry(o.path, PICTURE_OF_OTHER_SIZE) for group in other for o in group]
+
+
+def _know_pictures(index: _Index, all_series: Sequence[Series]) -> _Index:
+    "The same index, with the pictures that are no mask among what is not read"
+    unread = _of_other_size(_picture_groups(index.outlines, all_series), all_series)
+    paths = {e.path for e in unread}
+    return index._replace(outlines=[o for o in index.outlines if o.path not in paths], unread=index.unread + unread)
 
 
 # %% ../../nbs/cohort/scan.ipynb #d860db83
@@ -586,7 +598,7 @@ def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation
     tree, tables = _Tree(all_series), [o for o in index.outlines if o.kind in ('boxes', 'polygons')]
     owners = _Owners(all_series if tables else [])
     single = [[o] for o in index.outlines if o.kind in ('seg', 'rtstruct') or is_volume(o.path)]
-    pictures = _picture_groups(index.outlines)
+    pictures = _picture_groups(index.outlines, all_series)
     found = [_mask_annotation(g, tree) for g in _grouped((e for e in index.slices if e.shared.mask), _grid)]
     found += [_outline_annotation(g, all_series, tree) for g in single + pictures]
     for table in tables:
