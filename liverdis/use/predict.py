@@ -19,14 +19,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..cohort.annotation.readers import read_mask
+from ..cohort.annotation.readers import kind_of_name, read_mask
 from ..cohort.annotation.tables import table_kind
-from ..cohort.ct import CTSlice, read_slice
+from ..cohort.ct import CTSlice, read_slice, upright
 from ..cohort.roi import Box, crop, lesion_box
 from ..core import CLASS_COLOURS, CLASSES, InputError, show_hu
 from ..method.data import to_roi
 from ..settings import Settings
 from ..study.run import Run
+
 
 # %% ../../nbs/use/predict.ipynb #417ab0d9
 def _dicom_kind(path: Path) -> str:
@@ -35,7 +36,8 @@ def _dicom_kind(path: Path) -> str:
         ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['Modality'])
     except pydicom.errors.InvalidDicomError:
         raise InputError(
-            f'{path}: is neither DICOM, NIfTI, PNG nor a table of boxes or polygons; give an outline in one of these'
+            f'{path}: is neither DICOM, a volume (NIfTI, NRRD, MetaImage), a picture (PNG, TIFF, JPEG) '
+            'nor a table of boxes or polygons; give an outline in one of these'
         ) from None
     return {'SEG': 'seg', 'RTSTRUCT': 'rtstruct'}.get(ds.get('Modality', ''), 'dicom-mask')
 
@@ -47,12 +49,9 @@ def annotation_kind(
     path = Path(path)
     if not path.exists():
         raise InputError(f'{path}: no such annotation file')
-    name = path.name.lower()
-    if name.endswith('.png'):
-        return 'png-mask'
-    if name.endswith(('.nii', '.nii.gz')):
-        return 'nifti'
-    return (table_kind(path) if name.endswith('.csv') else None) or _dicom_kind(path)
+    table = table_kind(path) if path.suffix.lower() == '.csv' else None
+    return kind_of_name(path) or table or _dicom_kind(path)
+
 
 # %% ../../nbs/use/predict.ipynb #68c987b0
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ class Prediction:
         "Average probability of each class over the classifiers."
         return self.probabilities.mean()
 
+
 # %% ../../nbs/use/predict.ipynb #2d467fa4
 @torch.no_grad()
 def classify(
@@ -76,16 +76,17 @@ def classify(
     settings: Settings,  # that they were trained with
     image: str | Path,  # DICOM file of the CT slice
     annotation: str | Path,  # the outline of the lesion on it, of any of `ANNOTATION_KINDS`
-    segment: str = '',  # which outline in the file: number of the segment or ROI, label value, lesion id
+    segment: str = '',  # which outline in the file, if it has several: its key (number, value, id) or its name
     frame: int | None = None,  # which slice, from 0, in an image file of many
 ) -> Prediction:
     "Class probabilities of one lesion from each network. Raises `InputError`."
     ct = read_slice(image, frame)
-    mask = read_mask(annotation, annotation_kind(annotation), segment, ct)
+    ct, mask = upright(ct, read_mask(annotation, annotation_kind(annotation), segment, ct))
     box = lesion_box(mask, settings.margin, ct.spacing_mm)
     x = to_roi(crop(ct.hu, box, settings.roi_size)[None], settings).as_subclass(torch.Tensor)[None]
     probs = {name: net.eval()(x).softmax(1)[0].tolist() for name, net in nets.items()}
     return Prediction(pd.DataFrame.from_dict(probs, orient='index', columns=list(CLASSES)), ct, mask, box)
+
 
 # %% ../../nbs/use/predict.ipynb #bb66c012
 def predict(
@@ -106,6 +107,7 @@ def predict(
     nets = {task.name: there.classifier(task) for task in tasks}
     return classify(nets, there.settings, image, annotation, segment, frame)
 
+
 # %% ../../nbs/use/predict.ipynb #fc11dea1
 def _draw_slice(p: Prediction, ax: Axes, window: tuple[float, float]) -> None:
     "The slice with the lesion's outline and the square that the networks saw."
@@ -122,6 +124,7 @@ def _draw_probabilities(p: Prediction, ax: Axes) -> None:
     ax.set(xlim=(0, 1))
     ax.set_title('probability: mean, and each classifier', fontsize=9)
     ax.invert_yaxis()
+
 
 # %% ../../nbs/use/predict.ipynb #df554ce4
 def draw(

@@ -298,6 +298,8 @@ def _key_of(asked: str, names: Mapping[str, str]) -> str | None:
     "The key that a key or a name means; None unless it is one"
     if asked in names:
         return asked
+    if asked == '' and len(names) == 1:
+        return next(iter(names))
     named = [key for key, name in names.items() if name.casefold() == asked.casefold()]
     return named[0] if len(named) == 1 else None
 
