@@ -943,7 +943,8 @@ def _finish(
     used = {key.partition('#')[0] for r in records for key in r['labels']}
     skipped = _skipped_table(context, records, problems)
     names = {code: name for code, name in private.names.items() if code in used}
-    details = {code: reason for code, reason in private.details.items() if code in set(skipped.detail)}
+    told = lambda reason: reason.replace(str(context.source.folder), str(context.source.given))
+    details = {code: told(private.details[code]) for code in skipped.detail.unique() if code in private.details}
     measured = pd.DataFrame([c['measured'] for r in records for c in r['cases']])
     paths = {path for p in patients.values() for path in p.files.files} | {p.path for p in problems}
     codes = {file_code(path, context.src, context.ids): path for path in paths}

@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/use/cli.ipynb #8fb24f54
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,13 @@ _SeedOption = Annotated[int, typer.Option(min=0, help='of folds, weights, order,
 _JobsOption = Annotated[
     int | None, typer.Option(min=1, help='processes side by side', show_default='as many as fill the cores')
 ]
+_FoldsOption = Annotated[
+    int | None, typer.Option(min=2, help='folds; each class needs as many patients', show_default="the paper's 3")
+]
+_ClassesOption = Annotated[
+    str | None,
+    typer.Option(metavar='A,B', help='only these classes of the manifest', show_default='all that it has'),
+]
 
 
 # %% ../../nbs/use/cli.ipynb #2e1cec67
@@ -145,6 +153,19 @@ def _phantom(folder: Path, counts: dict[str, int] | None) -> Manifest:
         return write_phantom(folder, counts, progress=show)
 
 
+# %% ../../nbs/use/cli.ipynb #a6ac6f24
+def _only(lesions: Manifest, classes: str) -> Manifest:
+    "The lesions of some classes; `InputError` for a class that is not there, or one alone."
+    wanted = {c.strip().lower() for c in classes.split(',')}
+    if missing := wanted - set(lesions.df.label):
+        have = ', '.join(c for c in CLASSES if c in set(lesions.df.label))
+        raise InputError(f"{lesions.name}: has no lesion of class {', '.join(sorted(missing))}; it has {have}")
+    if len(wanted) < 2:
+        raise InputError(f"--classes {classes}: is one class, with nothing to tell it from; give two or more")
+    chosen = lesions.df[lesions.df.label.isin(wanted)].reset_index(drop=True)
+    return Manifest(chosen, lesions.root, f"{lesions.name}, without other classes,")
+
+
 # %% ../../nbs/use/cli.ipynb #90de348a
 @app.command()
 def reproduce(
@@ -153,6 +174,8 @@ def reproduce(
     out: _RunOption = None,
     repeats: _RepeatsOption = 1,
     seed: _SeedOption = 0,
+    folds: _FoldsOption = None,
+    classes: _ClassesOption = None,
     jobs: _JobsOption = None,
     device: _DeviceOption = None,
 ) -> None:
@@ -160,8 +183,10 @@ def reproduce(
     from liverdis import settings
     from liverdis.study import experiment
 
-    s, out = settings.preset(preset.value, seed=seed), out or Path('runs') / preset.value
+    changes = {'seed': seed} | ({'n_folds': folds} if folds else {})
+    s, out = settings.preset(preset.value, **changes), out or Path('runs') / preset.value
     lesions = load_manifest(manifest) if manifest else _phantom(out / 'phantom', dict(zip(CLASSES, s.cohort)))
+    lesions = _only(lesions, classes) if classes else lesions
     about = {'preset': preset.value, 'data': 'own manifest' if manifest else 'phantom'}
     with _progress('training') as show:
         on_progress = lambda done, total, running: show(done, total, ' '.join(running))
@@ -236,7 +261,8 @@ Phase = Enum('Phase', {p: p for p in _words('phase')}, type=str)  # type: ignore
 
 # %% ../../nbs/use/cli.ipynb #6fc36dbc
 _SourceArgument = Annotated[
-    Path, typer.Argument(help='folder with CT and annotations: one patient or hundreds, laid out any way')
+    Path,
+    typer.Argument(help='folder or zip file with CT and annotations: one patient or hundreds, laid out any way'),
 ]
 _CohortOption = Annotated[
     Path, typer.Option(help='folder of the cohort; the same command again redoes only what changed')
@@ -248,11 +274,15 @@ _LabelsOption = Annotated[
         'cyst, metastasis, hemangioma, healthy, liver, avoid or ignore'
     ),
 ]
+_WriteLabelsOption = Annotated[
+    Path | None,
+    typer.Option(metavar='FILE', help='add the lines that the labels file lacks, to be filled in; made if missing'),
+]
 
 # %% ../../nbs/use/cli.ipynb #28f70eb9
 _KindOption = Annotated[Kind, typer.Option(help='use only annotations of this kind')]
 _KeyOption = Annotated[
-    Path | None, typer.Option(help='key of the patient ids', show_default='OUT.key, made if missing')
+    Path | None, typer.Option(help='key of all codes in the cohort', show_default='OUT.key, made if missing')
 ]
 _CoresOption = Annotated[
     int | None, typer.Option(min=1, help='processes side by side', show_default='as many as cores')
@@ -305,6 +335,7 @@ def ingest(
     src: _SourceArgument,
     out: _CohortOption,
     labels: _LabelsOption = None,
+    write_labels: _WriteLabelsOption = None,
     kind: _KindOption = Kind('auto'),  # noqa: B008
     slices: _SlicesOption = 'largest',
     margin: _MarginOption = None,
@@ -319,36 +350,92 @@ def ingest(
     import os
 
     from liverdis.cohort import ingest as cohort
-    from liverdis.cohort.labels import LabelRules, load_labels
+    from liverdis.cohort import labels as labelling
 
     options = _ingest_options(slices, margin, min_diameter, healthy_per_patient, phase)
-    rules, cores = load_labels(labels) if labels else LabelRules(), jobs or os.cpu_count() or 1
+    rules = labelling.load_labels(labels) if labels else labelling.LabelRules()
+    cores = jobs or os.cpu_count() or 1
     with _progress('ingest') as show:
         result = cohort.ingest(src, out, rules, kind.value, options, match, key, cores, show)
+    if write_labels:
+        added = labelling.write_labels(write_labels, result.lacking)
+        _say(f'{write_labels}: {added} line(s) to fill in; {out}/qc.html shows what they are about')
     _tell(result, out)
 
 
 # %% ../../nbs/use/cli.ipynb #ccdb76db
-def _tell_losses(result: 'Ingested', todo: pd.DataFrame) -> None:
-    "A line on standard error for each file and case that was lost, and for each label that is missing."
-    lines = [f'{p.path}: {p.reason}' for p in result.problems if p.failed]
+def _losses(result: 'Ingested') -> Iterator[str]:
+    "A line for each file and case that was lost."
+    yield from (f'{p.path}: {p.reason}' for p in result.problems if p.failed)
     lost = result.skipped[result.skipped.failed & (result.skipped.patient_id != '')]
-    lines += [f'{result.sources.get(s.source, s.what)}: {s.reason}' for s in lost.itertuples()]
-    lines += [f'needs a label ({t.patients} patient(s)); add to the labels file: {t.line}' for t in todo.itertuples()]
-    for line in lines:
-        print(line, file=sys.stderr)
+    for s in lost.itertuples():
+        where = result.sources.get(s.source, s.what)
+        yield f'{where}: {result.details.get(s.detail, s.reason).removeprefix(f"{where}: ")}'
 
 
-def _tell(result: 'Ingested', out: Path) -> None:
-    "Say what an ingest made and lost; exit code 1 if a file could not be used."
+def _missing_labels(result: 'Ingested') -> list[str]:
+    "A line for each label that is missing, and for each rule that fits nothing."
+    from liverdis.cohort.labels import csv_line
     from liverdis.cohort.qc import labels_to_add
 
-    todo = labels_to_add(result.skipped)
-    _tell_losses(result, todo)
+    lines = []
+    for t in labels_to_add(result.skipped).itertuples():
+        key, words = t.line.split(',', 1)
+        line = csv_line(result.named(key), words)
+        lines.append(f'needs a label ({t.patients} patient(s)); add to the labels file: {line}')
+    return lines
+
+
+def _idle_rules(result: 'Ingested') -> Iterator[str]:
+    "A line for each rule of the labels file that fits nothing."
+    from liverdis.cohort.labels import csv_line
+
+    names = ', '.join(sorted(set(result.names.values()))[:6])
+    for name, label, patient in result.unmatched:
+        line = csv_line(name, label, *([] if patient == '*' else [patient]))
+        yield f'the line {line} of the labels file fits no structure; the first ones here are {names}'
+
+
+# %% ../../nbs/use/cli.ipynb #553fc476
+_MOST_LINES = 20  # of one kind
+
+
+def _first(lines: list[str], more: str) -> list[str]:
+    "The first lines, and how many there are besides."
+    rest = len(lines) - _MOST_LINES
+    return lines if rest <= 0 else [*lines[:_MOST_LINES], f'and {rest} more; {more}']
+
+
+def _left_out(result: 'Ingested') -> list[str]:
+    "A line for each kind of reason why something was left out on purpose."
+    asked = result.skipped.todo.str.contains('|', regex=False)
+    own = result.skipped[~result.skipped.failed & ~asked & (result.skipped.patient_id != '')]
+    reasons = [p.reason for p in result.problems if not p.failed]
+    reasons += [f'{s.what}: {result.details.get(s.detail, s.reason)}' for s in own.itertuples()]
+    alike = pd.Series(reasons, dtype=object).groupby(
+        lambda i: re.sub(r'[\da-f-]*\d[\d.]*', '#', reasons[i]), sort=False
+    )
+    return [f'left out: {g.iloc[0]}' + (f' (and {len(g) - 1} like it)' if len(g) > 1 else '') for _, g in alike]
+
+
+# %% ../../nbs/use/cli.ipynb #18b93f67
+def _tell(result: 'Ingested', out: Path) -> None:
+    "Say what an ingest made and lost; exit code 1 if a file could not be used."
+    from liverdis.cohort.qc import size_cue
+
+    missing, everything = _missing_labels(result), f'{out}/skipped.csv has all'
+    lines = _first(list(_losses(result)), everything) + _first(missing, '--write-labels FILE writes all of them')
+    for line in lines + _first(list(_idle_rules(result)), 'see the labels file'):
+        print(line, file=sys.stderr)
+    for line in _first(_left_out(result), everything):
+        _say(line)
     if result.manifest is None:
-        reason = f'{len(todo)} structure(s) need a label, see above' if len(todo) else f'{out}/skipped.csv says why'
+        reason = f'{len(missing)} structure(s) need a label, see above' if missing else f'{out}/skipped.csv says why'
         raise InputError(f'{out}: no case was made; {reason}')
     _say_classes(result.manifest.df, 'cases')
+    cue = size_cue(pd.read_csv(out / 'measurements.csv'))
+    if cue and cue.telling:
+        _say(f'size gives the class away: {cue}')
     _say(f'{out}/manifest.csv: {len(result.manifest)} cases, {result.redone} patient(s) done now')
     _say(f'{out}/qc.html: look at every case, and at the {len(result.skipped)} things skipped')
     if result.failed:
