@@ -39,16 +39,21 @@ from ...core import InputError
 MOST_VALUES = 20  # that are taken for labels, besides 0, whatever the picture
 
 
-def is_label_map(
-    values: np.ndarray,  # whole numbers from 0; a slice, or a volume
-) -> bool:
-    "Whether values are labels rather than an image."
-    flat = values.ravel(order='K')
-    if len(np.unique(flat)) <= MOST_VALUES + 1:
-        return True
+def _even(values: np.ndarray) -> np.ndarray:  # (2,) int
+    "Neighbours that agree, and all neighbours, where neither is 0"
     ahead, behind = values[1:], values[:-1]
     both = (ahead != 0) & (behind != 0)
-    return bool(np.count_nonzero(both & (ahead == behind)) >= 0.9 * np.count_nonzero(both))
+    return np.array([np.count_nonzero(both & (ahead == behind)), np.count_nonzero(both)])
+
+
+def is_label_map(
+    values: np.ndarray,  # whole numbers; a slice, or a volume
+) -> bool:
+    "Whether values are labels rather than an image."
+    if len(np.unique(values.ravel(order='K'))) <= MOST_VALUES + 1:
+        return True
+    agree, pairs = _even(values)
+    return bool(agree >= 0.75 * pairs)
 
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #edbe95a6
@@ -126,7 +131,8 @@ def label_values(
         counts = np.bincount(plane.ravel(order='K').astype(np.intp))
         found[: len(counts)] |= counts > 0
     values = [int(v) for v in np.flatnonzero(found) if v]
-    if len(values) > MOST_VALUES and not all(map(is_label_map, planes)):
+    agree, pairs = np.sum([_even(plane) for plane in planes], axis=0) if len(values) > MOST_VALUES else (1, 1)
+    if agree < 0.75 * pairs:
         raise InputError(
             f"{path}: holds {len(values)} different values and no even areas, so it is an image and no mask; "
             "give the label map"
