@@ -32,10 +32,12 @@ def slice_digest(
 # %% ../../nbs/cohort/joining.ipynb #9a9cd561
 def _cases_by_slice(m: Manifest) -> dict[str, list[int]]:
     "Rows by the slice that they show"
-    digests = {path: slice_digest(m.root / path) for path in m.df.image_path.unique()}
     rows = defaultdict(list)
-    for row, path in zip(m.df.index, m.df.image_path):
-        rows[digests[path]].append(row)
+    for path, of_path in m.df.groupby('image_path', sort=False).groups.items():
+        try:
+            rows[slice_digest(m.root / path)] += list(of_path)
+        except InputError as e:
+            raise InputError(f"{m.where(of_path[0])}: {e}") from e
     return dict(rows)
 
 
