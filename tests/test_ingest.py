@@ -265,33 +265,46 @@ def test_the_same_outline_within_a_pixel(real_lesion, from_masks, tmp_path, kind
     assert ('by position' in str(m.notes[0])) == ('references' in options)
 
 
-@pytest.mark.parametrize('kind', ['nifti', 'rtstruct', 'dicom-mask', 'seg'])
-def test_slices_whose_rows_and_columns_run_the_other_way(real_lesion, tmp_path, kind):
-    "The real slices turned by 180 degrees, pixels and geometry alike; the outline was drawn on the slices as they are"
-    ct, mask = real_lesion
+LYING = {  # how the image was turned, its orientation, and the pixel that became the first
+    'by half a turn': (lambda image: image[::-1, ::-1], [-1, 0, 0, 0, -1, 0], (511, 511)),
+    'mirrored': (lambda image: image[:, ::-1], [-1, 0, 0, 0, 1, 0], (0, 511)),
+    'on its side': (lambda image: image.T, [0, 1, 0, 1, 0, 0], (0, 0)),
+}
+
+
+@pytest.mark.parametrize(
+    'kind,how',
+    [(kind, 'by half a turn') for kind in ('nifti', 'rtstruct', 'dicom-mask', 'seg')]
+    + [('dicom-mask', 'mirrored'), ('dicom-mask', 'on its side')],
+)
+def test_slices_that_lie_turned_come_out_upright(real_lesion, from_masks, tmp_path, kind, how):
+    "The real slices stored in other ways, pixels and geometry alike, give the regions of the slices as they were"
+    (ct, mask), (turn, orientation, (row, col)) = real_lesion, LYING[how]
     (tmp_path / 'src/ct').mkdir(parents=True)
     turned = []
     for d in ct:
         d = pydicom.dcmread(d.filename)
-        d.ImagePositionPatient = [
-            511 * d.PixelSpacing[1],
-            511 * d.PixelSpacing[0],
-            d.ImagePositionPatient[2],
-        ]  # it lay at (0, 0, z)
-        d.ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
-        d.PixelData = np.ascontiguousarray(d.pixel_array[::-1, ::-1]).tobytes()
+        corner = [col * d.PixelSpacing[1], row * d.PixelSpacing[0]]  # it lay at (0, 0, z)
+        d.ImagePositionPatient, d.ImageOrientationPatient = [*corner, d.ImagePositionPatient[2]], orientation
+        d.PixelData = np.ascontiguousarray(turn(d.pixel_array)).tobytes()
         d.save_as(tmp_path / 'src/ct' / Path(d.filename).name)
         turned.append(pydicom.dcmread(tmp_path / 'src/ct' / Path(d.filename).name))
     if kind in ('nifti', 'rtstruct'):
         formats.ALL[kind](tmp_path / 'src', ct, mask)  # in the patient's space: from the slices as they were
     else:
-        formats.ALL[kind](tmp_path / 'src', turned, mask[:, ::-1, ::-1])  # on the slices themselves
+        formats.ALL[kind](tmp_path / 'src', turned, np.stack([turn(m) for m in mask]))  # on the slices themselves
     done = ingest(tmp_path / 'src', tmp_path / 'out', TUMOUR)
-    (case,) = done.manifest.df.itertuples()
-    got = np.array(Image.open(tmp_path / 'out' / case.annotation_path)) > 0
-    expected = mask[measured(tmp_path / 'out').slice_index[0]][::-1, ::-1]
-    assert (got ^ expected).sum() <= (0 if kind != 'rtstruct' else 0.03 * expected.sum())
-    assert 'resampled' not in str(measured(tmp_path / 'out').notes[0])
+    (case,), (notes,) = done.manifest.df.itertuples(), measured(tmp_path / 'out').notes
+    outline = np.array(Image.open(tmp_path / 'out' / case.annotation_path)) > 0
+    rank = measured(tmp_path / 'out').slice_index[
+        0
+    ]  # along the normal, which points to the foot if one axis is mirrored
+    expected = mask[rank if how == 'by half a turn' else len(mask) - 1 - rank]
+    assert (outline ^ expected).sum() <= (0.03 * expected.sum() if kind == 'rtstruct' else 0)
+    if kind != 'rtstruct':
+        rois = cached_rois(done.manifest, IngestOptions().margin, IngestOptions().size)
+        np.testing.assert_array_equal(rois, from_masks[0])
+    assert 'turned upright' in notes and 'resampled' not in notes
 
 
 def test_padding_is_air_in_the_cohort(tmp_path):

@@ -522,7 +522,7 @@ def _check_orientation(s: SliceHeader, first: SliceHeader) -> None:
 # %% ../../nbs/cohort/ct.ipynb #594641de
 def sort_slices(
     headers: Iterable[SliceHeader],  # of one series, in any order
-) -> list:  # the same, ascending along the slice normal (for axial slices: from foot to head)
+) -> list:  # the same, ascending along the normal: axial slices from foot to head, mirrored ones from head to foot
     "Sort slices along their normal. `InputError` if the order is ambiguous."
     headers = list(headers)
     for s in headers:
