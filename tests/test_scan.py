@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 from PIL import Image
@@ -17,6 +18,11 @@ from pydicom.uid import JPEGBaseline8Bit
 from liverdis.cohort.annotation.readers import read_structures
 from liverdis.cohort.archives import source_folder
 from liverdis.cohort.ct import CTSlice, read_hu, read_slice, upright, write_slice
+from liverdis.cohort.deidentify import load_key
+from liverdis.cohort.ingest import ingest
+from liverdis.cohort.labels import LabelRules
+from liverdis.cohort.manifest import load_manifest
+from liverdis.cohort.roi import load_rois
 from liverdis.cohort.scan import scan_folder
 from liverdis.core import InputError
 
@@ -434,3 +440,23 @@ def test_a_zip_file_that_leads_out_is_refused(tmp_path):
         made.writestr('../../outside.dcm', 'x')
     with pytest.raises(InputError, match='bad.zip: holds a path that leads out'), source_folder(tmp_path):
         pass
+
+
+def test_a_cohort_from_a_zip_file(two_patients, tmp_path_factory):
+    "As from the folder; a second run finds nothing to do, though the scratch folder is another"
+    (two_patients / 'P1/boxes.csv').write_text(BOX + 'a,1-02.dcm,28,36,28,36\n')
+    (two_patients / 'P2/boxes.csv').write_text(BOX + 'b,portal/image/1-02.dcm,28,36,28,36\n')
+    out, rules = tmp_path_factory.mktemp('out'), LabelRules((('*', 'cyst', '*'),))
+    load_key(out / 'key')
+    zipped = Path(shutil.make_archive(out / 'all', 'zip', two_patients))
+    for src, to in ((two_patients, 'plain'), (zipped, 'zipped')):
+        done = ingest(src, out / to, rules, key=out / 'key')
+        assert len(done.manifest) == 2 and not done.failed and done.redone == 2
+    assert ingest(zipped, out / 'zipped', rules, key=out / 'key').redone == 0
+    tables = [pd.read_csv(out / to / 'measurements.csv') for to in ('plain', 'zipped')]
+    pd.testing.assert_frame_equal(*tables)
+    assert sorted(tables[0].hu_mean.round(-1)) == [50, 110]  # each on its own patient, in the right phase
+    rois = [load_rois(load_manifest(out / to / 'manifest.csv'), 0.25, 32) for to in ('plain', 'zipped')]
+    np.testing.assert_array_equal(*rois)
+    text = ' '.join(f.read_text() for f in (out / 'zipped').rglob('*') if f.suffix in ('.csv', '.json', '.html'))
+    assert 'liverdis-' not in text and 'all.zip' not in text
