@@ -113,7 +113,7 @@ def whole_numbers(
                 f"{path}: holds fractions, so it is an image or a probability and no mask; save a label map"
             )
         values = values.astype(np.int32)
-    if values.dtype.kind != 'b' and values.size and (values.min() < 0 or values.max() > 65535):
+    if not np.can_cast(values.dtype, np.uint16) and (values.min() < 0 or values.max() > 65535):
         raise InputError(
             f"{path}: holds values from {values.min()} to {values.max()}, so it is an image and no mask; "
             "give the label map"
@@ -153,9 +153,9 @@ def _planes(volume: np.ndarray) -> np.ndarray:
 
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #0977463c
-def _volume_labels(path: str | Path) -> Labels:
-    "What a label map holds"
-    stem, layers = volume_stem(path), _layers(path)
+def _volume_labels(path: str | Path, layers: list[np.ndarray]) -> Labels:
+    "What the label maps of a file hold"
+    stem = volume_stem(path)
     held = [(v, n) for n, layer in enumerate(layers) for v in label_values(_planes(layer), path)]
     named = volume_segments(open_volume(path))
     if not named:
@@ -169,7 +169,7 @@ def list_volume_mask(
     paths: Sequence[str | Path],  # one NIfTI, NRRD or MetaImage file
 ) -> list[tuple[str, str]]:  # (key, name)
     "The structures of a label map: one, or one for each value or segment."
-    return list(_volume_labels(paths[0]).listed().items())
+    return list(_volume_labels(paths[0], _layers(paths[0])).listed().items())
 
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #b9679b5f
@@ -202,9 +202,8 @@ def read_volume_mask(
 ) -> list[Structure]:
     "Read a label map; `InputError` if it is no mask, or lies elsewhere."
     (path,) = paths
-    headers, labels, found = volume_headers(path), _volume_labels(path), []
-    notes = _place_notes(path, headers, stack)
-    layers = _layers(path)
+    headers, layers, found = volume_headers(path), _layers(path), []
+    labels, notes = _volume_labels(path, layers), _place_notes(path, headers, stack)
     for key, name in labels.selected(path, keys).items():
         layer = layers[labels.segments[key].layer if key else 0]
         here = resample_onto(stack, headers, partial(_plane, layer, key), path)
