@@ -129,6 +129,21 @@ def test_a_mask_above_two_patients_goes_to_neither(tmp_path):
     assert not annotations and sum('CT series of 2 patients' in r for r in reasons) == 2
 
 
+@pytest.mark.parametrize('where', ['ct.nii.gz', 'nifti/ct.nii.gz'])
+def test_a_ct_that_is_there_twice_is_one_patient(tmp_path, where):
+    "DICOM, and the same slices as NIfTI beside the mask, which once made the patient two"
+    series(tmp_path / 'P1/dicom', 'P1')
+    (tmp_path / 'P1/nifti').mkdir()
+    to_nifti(np.stack([body(60, k) for k in range(3)]).astype(np.int16), tmp_path / 'P1' / where)
+    to_nifti(np.stack([LIVER] * 3).astype(np.uint8), tmp_path / 'P1/nifti/tumour.nii.gz')
+    (tmp_path / 'P1/boxes.csv').write_text(BOX + 'a,1-02.dcm,28,36,28,36\n')
+    annotations, reasons = found(tmp_path)
+    assert annotations == [('P1', kind, tmp_path / 'P1/dicom') for kind in ('nifti', 'boxes')]
+    assert reasons == ['a copy of a DICOM series, which is used']
+    to_nifti(np.stack([body(60, k + 9) for k in range(3)]).astype(np.int16), tmp_path / 'P1' / where)  # another phase
+    assert 'a copy of a DICOM series, which is used' not in found(tmp_path)[1]
+
+
 def test_folders_name_patients_alike_wherever_they_lie(tmp_path):
     "Without PatientID and study; the key of a patient must not depend on where a zip file is unpacked"
     for where in ('here', 'there/further'):

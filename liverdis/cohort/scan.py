@@ -6,6 +6,7 @@
 __all__ = ['T', 'Series', 'Annotation', 'PatientFiles', 'scan_folder']
 
 # %% ../../nbs/cohort/scan.ipynb #b6affd53
+import math
 import os
 import re
 from collections import defaultdict
@@ -24,7 +25,15 @@ from .annotation.labelmaps import is_label_map
 from .annotation.masks import PICTURE_KINDS
 from .annotation.structures import SAME_PLACE_MM, SliceNames
 from .annotation.tables import lesion_table, read_table
-from .ct import SliceHeader, is_upright, read_dicom, read_pixels, sort_slices, volume_headers
+from liverdis.cohort.ct import (
+    SliceHeader,
+    is_upright,
+    read_dicom,
+    read_hu,
+    read_pixels,
+    sort_slices,
+    volume_headers,
+)
 from liverdis.cohort.headers import (
     OutlineEntry,
     Problem,
@@ -329,6 +338,29 @@ def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:
     return bool(0 <= row < first.shape[0] and 0 <= col < first.shape[1] and 0 <= height <= depth)
 
 
+# %% ../../nbs/cohort/scan.ipynb #58568166
+def _is_copy(volume: Series, dicom: Series) -> bool:
+    "Whether a volume holds the slices of a DICOM series"
+    a, b = volume.slices[0], dicom.slices[0]
+    if a.position_mm is None or b.position_mm is None or math.dist(a.position_mm, b.position_mm) > 0.5:
+        return False
+    if len(volume.slices) != len(dicom.slices) or not _on_grid(volume.slices, dicom):
+        return False
+    middle = len(volume.slices) // 2
+    try:
+        difference = read_hu(volume.slices[middle]).hu - read_hu(dicom.slices[middle]).hu
+    except InputError:  # reported where the slice is needed
+        return False
+    return bool(np.abs(difference).max() < 1)
+
+
+def _copies(all_series: Sequence[Series]) -> list[Series]:
+    "The volumes that are copies of DICOM series"
+    volumes = [s for s in all_series if is_volume(s.slices[0].path)]
+    dicom = [s for s in all_series if not is_volume(s.slices[0].path)]
+    return [v for v in volumes if any(_is_copy(v, d) for d in dicom)]
+
+
 # %% ../../nbs/cohort/scan.ipynb #28e3bed1
 class _Tree:
     "Series by the folders they lie in, at any depth"
@@ -502,7 +534,7 @@ def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int,
         index.problems.extend(problems)
         if progress:
             progress(min(n * _CHUNK, len(files)), len(files))
-    return index
+    return index._replace(slices=_know_masks(index.slices))
 
 
 # %% ../../nbs/cohort/scan.ipynb #ff3a2006
@@ -638,6 +670,17 @@ def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> 
     ]
 
 
+# %% ../../nbs/cohort/scan.ipynb #43afdbbb
+def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[Series], list[Problem]]:
+    "The series in a folder, and what could not be read or is not needed"
+    stacks = _ct_stacks(index.slices)
+    series = [s for s in stacks if isinstance(s, Series)] + _deeplesion_series(index.outlines, files)
+    copies = _copies(series)
+    problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
+    problems += [Problem(s.slices[0].path, "a copy of a DICOM series, which is used", failed=False) for s in copies]
+    return _volume_patients([s for s in series if s not in copies], src), problems
+
+
 # %% ../../nbs/cohort/scan.ipynb #49113c2c
 def _no_series(src: Path, index: _Index, problems: Sequence[Problem]) -> InputError:
     "The error for a folder without CT, with what is there instead"
@@ -661,11 +704,7 @@ def scan_folder(
         raise InputError(f"{src}: no such folder; give the folder that holds the images and annotations")
     files = list(_files(src))
     index = _index(files, src, jobs, progress)
-    index = index._replace(slices=_know_masks(index.slices))
-    stacks = _ct_stacks(index.slices)
-    series = [s for s in stacks if isinstance(s, Series)] + _deeplesion_series(index.outlines, files)
-    series = _volume_patients(series, src)
-    problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
+    series, problems = _all_series(index, files, src)
     if not series:
         raise _no_series(src, index, problems)
     index = _know_pictures(index, series)
