@@ -123,8 +123,8 @@ def write_deeplesion_example(
     labels: Sequence[str] = ('cyst', 'metastasis', 'hemangioma'),  # a patient with one growth for each
 ) -> Path:  # the file of tags, laid out as LesaNet's
     "Write made-up patients in the layout of DeepLesion: `DL_info.csv`, `Images_png`, and tags in `tags.json`."
-    pictures = [Path(folder) / f'Images_png/{n:06d}_01_01/{n + 60:03d}.png' for n in range(11, len(labels) + 11)]
-    rows = [_key_slice(picture, n, label) for n, (picture, label) in enumerate(zip(pictures, labels), 11)]
+    pictures = [Path(folder) / f'Images_png/{n:06d}_01_01/{n + 60:03d}.png' for n in range(1, len(labels) + 1)]
+    rows = [_key_slice(picture, n, label) for n, (picture, label) in enumerate(zip(pictures, labels), 1)]
     pd.DataFrame(rows).to_csv(Path(folder) / 'DL_info.csv', index=False)
     tags = {'term_list': _TERMS}
     for part in ('train', 'val', 'test'):

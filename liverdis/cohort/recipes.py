@@ -138,6 +138,19 @@ def _usable(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[str]]:
         left_out |= wrong
     return rows[~left_out], notes
 
+# %% ../../nbs/cohort/recipes.ipynb #433d2bee
+_BOX_MARGIN = 5  # pixels
+
+
+def _without_margin(box: str) -> str:
+    "A box 'x1, y1, x2, y2' of DeepLesion as close to the lesion as it was measured."
+    try:
+        x1, y1, x2, y2 = (float(v) for v in box.split(','))
+    except ValueError as e:
+        raise InputError(f"DL_info.csv: found the box {box!r}; give 'x1, y1, x2, y2' in pixels") from e
+    corners = x1 + _BOX_MARGIN, y1 + _BOX_MARGIN, x2 - _BOX_MARGIN, y2 - _BOX_MARGIN
+    return ', '.join(f'{v:g}' for v in corners)
+
 # %% ../../nbs/cohort/recipes.ipynb #8a188311
 DEEPLESION_LIMITS = (
     'the classes are text-mined; of the three lesions tagged metastasis that were also labelled by hand, '
@@ -165,7 +178,8 @@ def deeplesion(
     source = _new_folder(out, folder)
     for name in rows.File_name.unique():
         _link(folder / _picture(name), source / _picture(name))
-    rows.drop(columns='label').to_csv(source / 'DL_info.csv', index=False)
+    boxes = rows.Bounding_boxes.map(_without_margin)
+    rows.drop(columns='label').assign(Bounding_boxes=boxes).to_csv(source / 'DL_info.csv', index=False)
     lesions = lesion_table(source / 'DL_info.csv').lesion
     labels = pd.DataFrame({'name': lesions.values, 'label': rows.label.values})
     labels.to_csv(out / 'labels.csv', index=False)
