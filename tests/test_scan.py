@@ -42,7 +42,7 @@ def body(value=60, seed=0):
 
 def series(folder, patient, value=60, n=3, **tags):
     "CT slices numbered as TCIA numbers them, whose tissue has this value"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     shared = dict(PatientID=patient, SeriesInstanceUID=f'1.2.{value}', StudyInstanceUID='1.3.' + patient[1:], **tags)
     for k in range(n):
         place = dict(position_mm=(0, 0, 5 * k), InstanceNumber=k + 1)
@@ -157,6 +157,19 @@ def test_folders_name_patients_alike_wherever_they_lie(tmp_path):
     assert keys == ['export/p1', 'export/p1']
 
 
+def test_an_outline_of_another_phase_is_noted(tmp_path):
+    "The SEG's own series is not here, but one in the same space is"
+    series(tmp_path, 'P1')
+    ds = pydicom.dcmread(tmp_path / '1-01.dcm')
+    ds.Modality, ds.SOPClassUID = 'SEG', '1.2.840.10008.5.1.4.1.1.66.4'
+    ds.ReferencedSeriesSequence = [pydicom.Dataset()]
+    for uid, notes in (('1.2.60', ()), ('1.2.99', ('drawn on another series of the same space, which is not here',))):
+        ds.ReferencedSeriesSequence[0].SeriesInstanceUID = uid
+        ds.save_as(tmp_path / 'seg.dcm')
+        (patient,), _ = scan_folder(tmp_path)
+        assert patient.annotations[0].notes == notes
+
+
 # images that are no CT in Hounsfield units
 
 
@@ -173,7 +186,7 @@ LIVER = np.hypot(*np.mgrid[-32:32, -32:32]) < 15
     [
         (lambda hu: (hu + 1024).astype(np.int16), 'HU + 1024'),
         (lambda hu: np.uint8(255 * ((hu + 90) / 300).clip(0, 1)), 'a window of greys'),
-        (lambda hu: np.float32((hu + 90) / 300).clip(0, 1), 'a scale from 0 to 1'),
+        (lambda hu: np.float32((hu + 90) / 300).clip(0, 1), 'a scale or a probability'),
         (lambda hu: np.where(LIVER, hu.clip(0), 0).astype(np.int16), 'masked with 0'),
     ],
 )

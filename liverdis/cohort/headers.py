@@ -160,7 +160,7 @@ def _require_hounsfield(values: np.ndarray) -> None:
     "`InputError` unless an image has values below 0, as fat and air have"
     low, high = values.min(), values.max()
     if low >= -10:
-        how = 'HU + 1024' if high > 255 else 'a window of greys' if high > 1 else 'a scale from 0 to 1'
+        how = 'HU + 1024' if high > 255 else 'a window of greys' if high > 1 else 'a scale or a probability'
         raise InputError(
             f"is an image with values from {low:g} to {high:g}, so not in Hounsfield units (perhaps {how}, or masked "
             "with 0); save it in Hounsfield units"
@@ -402,7 +402,7 @@ def _file_entries(path: Path, slices: _SliceReader) -> list[Entry]:
             file.seek(0)
             return _dicom_entries(path, file, slices)
     if suffix in ('.dcm', '.ima'):
-        raise InputError("not a DICOM file; fetch it again from its source")
+        raise InputError("not a DICOM file; fetch it again, or if only its header is missing, run dcmconv IN OUT")
     unread = unread_kind(path)
     return [UnreadEntry(path, unread)] if unread else []
 

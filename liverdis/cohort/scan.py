@@ -233,6 +233,7 @@ class Annotation:
     series: Series
     keys: tuple[str, ...] | None = None  # only these structures; None for all
     headers: tuple[SliceHeader, ...] = ()  # of the files of a DICOM mask
+    notes: tuple[str, ...] = ()  # what a reader of the results should know, one line each
 
 
 # %% ../../nbs/cohort/scan.ipynb #12c968b1
@@ -286,6 +287,12 @@ def _by_uid(outline: OutlineEntry, all_series: Sequence[Series]) -> Series:
     if outline.series and not same_space:
         raise InputError("was drawn on a series that is not here; add that series")
     return _choose(same_space, folder, "was drawn in the space of")
+
+
+def _elsewhere(outline: OutlineEntry, series: Series) -> tuple[str, ...]:
+    "A note if a SEG or RTSTRUCT was drawn on another series than it is used on"
+    here = not outline.series or series.slices[0].series_uid in outline.series
+    return () if here else ("drawn on another series of the same space, which is not here",)
 
 
 # %% ../../nbs/cohort/scan.ipynb #6edad8fa
@@ -587,7 +594,8 @@ def _outline_annotation(
     "The annotation of one file, or of the pictures of one structure"
     first = group[0]
     try:
-        return Annotation(first.kind, tuple(o.path for o in group), _outline_series(first, all_series, tree))
+        series = _outline_series(first, all_series, tree)
+        return Annotation(first.kind, tuple(o.path for o in group), series, notes=_elsewhere(first, series))
     except InputError as e:
         return Problem(first.path, str(e).removeprefix(f'{first.path}: '))
 
@@ -701,7 +709,7 @@ def scan_folder(
     "Patients, series and annotations below a folder; `InputError` if there is no CT."
     src = Path(src)
     if not src.is_dir():
-        raise InputError(f"{src}: no such folder; give the folder that holds the images and annotations")
+        raise InputError(f"{src}: no such folder; give the folder, or the zip file, of images and annotations")
     files = list(_files(src))
     index = _index(files, src, jobs, progress)
     series, problems = _all_series(index, files, src)

@@ -29,7 +29,7 @@ _DOCUMENT = '.txt .md .pdf .doc .docx .odt .rtf .htm .html .log .ppt .pptx .bib 
 _PROGRAM = '.exe .dll .jar .inf .ini .bat .sh .py .ipynb .css .js .ico .db .chm .cfg .xsl .dtd .sr .ttf .mo .class'
 
 _BY_SUFFIX = {
-    '.zip': UnreadKind('zip file within another', 'unpack it'),
+    '.zip': UnreadKind('zip file', 'unpack it and give the folder'),
     '.rar .7z .tar .tgz .gz .bz2 .xz .cab .dmg': UnreadKind('archive', 'unpack it and give the folder'),
     '.iso .nrg .mdf .img': UnreadKind('CD image', 'mount it, or unpack it with 7z x, and give the folder'),
     '.mrb .mrml .mitk': UnreadKind('scene of a viewer', 'export its segmentation as .seg.nrrd or DICOM SEG'),
