@@ -91,7 +91,7 @@ def _space(header: dict, path: Path) -> str:
     name = str(header.get('space', 'LPS')).strip()
     space = _SPACES.get(name.lower(), name.upper())
     if space not in _TO_RAS:
-        raise InputError(f"{path}: its space is {name!r}; save it in {', '.join(_SPACES)}")
+        raise InputError(f"{path}: its space is {name!r}; save it in {' or '.join(_SPACES)}")
     return space
 
 
@@ -229,6 +229,8 @@ def open_volume(
         image = _opened(Path(path))
     except InputError:
         raise
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror or brief(e)}); give the path of a volume") from e
     except Exception as e:  # readers fail in many ways
         name = _NAMES[volume_kind(path)]
         raise InputError(f"{path}: cannot be read as {name} ({brief(e)}); give a whole {name} file") from e
