@@ -77,10 +77,12 @@ def two_patients(tmp_path):
         ('P2/arterial/image', '1-02.dcm', 80),
         ('.', 'P1/image/1-02.dcm', 50),
         ('.', 'portal\\image\\1-02.dcm', 110),
-        ('P1', 'P2/arterial/image/1-02.dcm', 80),
+        ('P1', 'UID of P2, arterial', 80),
     ],
 )
 def test_a_table_lands_on_the_patient_that_it_means(two_patients, where, image, expected):
+    if image.startswith('UID'):
+        image = pydicom.dcmread(two_patients / 'P2/arterial/image/1-02.dcm').SOPInstanceUID
     (two_patients / where / 'boxes.csv').write_text(BOX + f'a,{image},28,36,28,36\n')
     (patient,), problems = scan_folder(two_patients)
     (annotation,) = patient.annotations
@@ -98,8 +100,11 @@ def test_a_name_that_may_be_two_slices_is_refused(two_patients, where, image):
     assert not annotations and any('lie in several CT series' in r and 'SOPInstanceUID' in r for r in reasons)
 
 
-def test_folders_in_a_name_are_not_ignored(two_patients):
-    (two_patients / 'P1/boxes.csv').write_text(BOX + 'a,P7/image/1-02.dcm,28,36,28,36\n')
+@pytest.mark.parametrize('image', ['P7/image/1-02.dcm', 'P2/portal/image/1-02.dcm', '1-09.dcm', 'image/1-09.dcm'])
+def test_a_table_beside_one_patient_never_means_another(two_patients, image):
+    "The second patient has more slices, so `1-09.dcm` lies there alone"
+    series(two_patients / 'P3/image', 'P3', 90, n=9)
+    (two_patients / 'P1/boxes.csv').write_text(BOX + f'a,{image},28,36,28,36\n')
     patients, problems = scan_folder(two_patients)
     assert not patients and [p.reason for p in problems if p.failed][0].startswith('names 1 images that are not here')
 

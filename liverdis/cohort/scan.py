@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -411,13 +411,18 @@ class _Owners:
     "The series of the slices that a table names"
 
     def __init__(self, all_series: Sequence[Series]):
+        self.slices = [s for one in all_series for s in one.slices]
         self.series = [one for one in all_series for _ in one.slices]  # of each slice
-        self.names = SliceNames(s for one in all_series for s in one.slices)
+        self.names = SliceNames(self.slices)
 
     def named(self, name: str) -> list[Series]:
         "All series with a slice of this name"
-        found = {id(self.series[i]): self.series[i] for i in self.names.find(name)}
-        return list(found.values())
+        return list({id(self.series[i]): self.series[i] for i in self.names.find(name)}.values())
+
+    def meant(self, name: str, beside: Collection[int]) -> list[Series]:
+        "The series that a table may mean by a name, from the ids of the series beside it"
+        found = [i for i in self.names.find(name) if self.slices[i].sop_uid == name or id(self.series[i]) in beside]
+        return list({id(self.series[i]): self.series[i] for i in found}.values())
 
 
 # %% ../../nbs/cohort/scan.ipynb #efb8e65d
@@ -426,20 +431,21 @@ class _Row(NamedTuple):
 
     lesion: str
     image: str
-    all_named: list[Series]  # wherever they lie
-    nearest: list[Series]  # in the lowest folder above the table that has any
+    named: list[Series]  # all that have a slice of this name
+    meant: list[Series]  # those that the table may mean
 
 
-def _rows(table: pd.DataFrame, folder: Path, owners: _Owners) -> list[_Row]:
-    named = {image: owners.named(image) for image in table.image.unique()}
-    near = {image: found if len(found) < 2 else _Tree(found).nearest(folder) for image, found in named.items()}
-    return [_Row(lesion, image, named[image], near[image]) for lesion, image in zip(table.lesion, table.image)]
+def _rows(table: pd.DataFrame, near: Sequence[Series], owners: _Owners) -> list[_Row]:
+    "The rows of a table that lies near some series"
+    beside = {id(s) for s in near}
+    found = {image: (owners.named(image), owners.meant(image, beside)) for image in table.image.unique()}
+    return [_Row(lesion, image, *found[image]) for lesion, image in zip(table.lesion, table.image)]
 
 
 def _require_certain(rows: Sequence[_Row]) -> None:
     "`InputError` if an image may lie in two series in which the lesion is looked for"
-    sought = {(id(s), row.lesion) for row in rows for s in row.nearest}
-    uncertain = {row.image: None for row in rows if sum((id(s), row.lesion) in sought for s in row.all_named) > 1}
+    sought = {(id(s), row.lesion) for row in rows for s in row.meant}
+    uncertain = {row.image: None for row in rows if sum((id(s), row.lesion) in sought for s in row.named) > 1}
     if uncertain:
         raise InputError(
             f"names {len(uncertain)} images that lie in several CT series, the first {next(iter(uncertain))}; "
@@ -452,10 +458,10 @@ def _named_series(outline: OutlineEntry, rows: Sequence[_Row]) -> list[Annotatio
     "One annotation for each series whose slices a table names"
     _require_certain(rows)
     found: list[Annotation | Problem] = []
-    for group in _grouped((row for row in rows if row.nearest), lambda row: id(row.nearest[0])):
+    for group in _grouped((row for row in rows if row.meant), lambda row: id(row.meant[0])):
         lesions = dict.fromkeys(row.lesion for row in group)
-        found.append(Annotation(outline.kind, (outline.path,), group[0].nearest[0], tuple(lesions)))
-    missing = list(dict.fromkeys(row.image for row in rows if not row.nearest))
+        found.append(Annotation(outline.kind, (outline.path,), group[0].meant[0], tuple(lesions)))
+    missing = list(dict.fromkeys(row.image for row in rows if not row.meant))
     if missing:
         reason = (
             f"names {len(missing)} images that are not here, the first {missing[0]}; add them or leave out their rows"
@@ -468,11 +474,12 @@ def _named_series(outline: OutlineEntry, rows: Sequence[_Row]) -> list[Annotatio
 def _table(outline: OutlineEntry, tree: _Tree, owners: _Owners) -> list[Annotation | Problem]:
     "One `Annotation` for each series that a table is about"
     folder = outline.path.parent
+    near = tree.nearest(folder)
     try:
         table = lesion_table(outline.path)
         if 'image' not in table:
-            return [Annotation(outline.kind, (outline.path,), _choose(tree.nearest(folder), folder, "fits"))]
-        return _named_series(outline, _rows(table, folder, owners))
+            return [Annotation(outline.kind, (outline.path,), _choose(near, folder, "fits"))]
+        return _named_series(outline, _rows(table, near, owners))
     except InputError as e:
         return [Problem(outline.path, str(e).removeprefix(f'{outline.path}: '))]
 

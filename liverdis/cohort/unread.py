@@ -110,7 +110,7 @@ _DICOM = {
     'CT map': UnreadKind('DICOM map (perfusion, iodine, ...), not in Hounsfield units', 'give the CT'),
     'CT scout': UnreadKind('DICOM scout image', ''),
     'CT 8-bit': UnreadKind('DICOM slice of 8 bits compressed with loss, without Hounsfield units', 'export 16 bits'),
-} | dict.fromkeys('MR PT NM US CR DX MG XA RF OT SC RTIMAGE'.split(), _IMAGE)
+} | dict.fromkeys('MR PT NM US CR DX MG XA RF SC RTIMAGE'.split(), _IMAGE)
 
 
 PICTURE_OF_OTHER_SIZE = UnreadKind('picture of another size than the slices', 'if it is a mask, save it on their grid')
