@@ -32,7 +32,7 @@ def slice_digest(
 # %% ../../nbs/cohort/joining.ipynb #9a9cd561
 def _cases_by_slice(m: Manifest) -> dict[str, list[int]]:
     "Rows by the slice that they show"
-    rows = defaultdict(list)
+    rows: dict[str, list[int]] = defaultdict(list)
     for path, of_path in m.df.groupby('image_path', sort=False).groups.items():
         try:
             rows[slice_digest(m.root / path)] += list(of_path)

@@ -98,13 +98,14 @@ def _space(header: dict, path: Path) -> str:
 def _open_nrrd(path: Path) -> nib.Nifti1Image:
     values, header = nrrd.read(str(path))
     steps, origin = header.get('space directions'), header.get('space origin')
+    if 'space' not in header:  # directions of who knows what
+        steps = None
     if steps is not None:
         steps = np.asarray(steps, float)
         in_space = np.isfinite(steps).all(1)
-        values, steps = (
-            np.moveaxis(values, np.flatnonzero(~in_space), range(in_space.sum(), values.ndim)),
-            steps[in_space],
-        )
+        if in_space.sum() != 3:
+            raise InputError(f"{path}: has {in_space.sum()} axes in space; give a volume of 3")
+        values, steps = np.moveaxis(values, np.flatnonzero(~in_space), range(3, values.ndim)), steps[in_space]
     return _image(values, steps, origin, _space(header, path), segments=_segments(header))
 
 
@@ -211,7 +212,7 @@ def _cached_image(path: Path, changed_ns: int) -> nib.Nifti1Image:
     return _open_nrrd(path) if volume_kind(path) == 'nrrd' else _open_metaimage(path)
 
 
-def _opened(path: Path) -> nib.Nifti1Image:
+def _opened(path: Path) -> Any:
     if volume_kind(path) in ('nrrd', 'metaimage'):
         return _cached_image(path, path.stat().st_mtime_ns)
     return nib.load(path)

@@ -27,6 +27,7 @@ from liverdis.cohort.annotation.structures import (
     beyond_note,
     beyond_series,
     check_shape,
+    select_structures,
 )
 from ..ct import SliceHeader, read_dicom, read_pixels
 from ...core import InputError, brief
@@ -157,10 +158,11 @@ def _add_mask(masks: dict[int, np.ndarray], rank: int, mask: np.ndarray, path: P
 def read_dicom_mask(
     paths: Sequence[str | Path],  # all files of one mask folder
     stack: SliceStack,  # the series
-    keys: Iterable[str] | None = None,  # not used: a folder holds one structure
+    keys: Iterable[str] | None = None,  # '' or the name of the folder, which holds one structure
     headers: Sequence[SliceHeader] = (),  # of the files, if `scan` has read them
 ) -> list[Structure]:
     "Read a mask folder; `InputError` if a file is not a mask, or lies on no slice."
+    ((key, name),) = select_structures(paths[0], 'structure', dict(list_dicom_mask(paths)), keys).items()
     masks: dict[int, np.ndarray] = {}
     beyond: list[InputError] = []
     for file in _mask_files([Path(p) for p in paths], headers):
@@ -175,8 +177,7 @@ def read_dicom_mask(
             raise _misplaced(file, stack, rank)
     if beyond and not masks:
         raise beyond[0]
-    name = list_dicom_mask(paths)[0][1]
-    return [Structure('', name, dict(sorted(masks.items())), beyond_note(len(beyond)))]
+    return [Structure(key, name, dict(sorted(masks.items())), beyond_note(len(beyond)))]
 
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #9b2a20fc
@@ -214,8 +215,14 @@ def _sharpened(image: np.ndarray, path: str | Path) -> np.ndarray:
 
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #e46405a1
-def _picture(path: str | Path) -> np.ndarray:
-    "The values of a picture, (H,W) of whole numbers from 0"
+class _Picture(NamedTuple):
+    "What a picture holds"
+
+    values: np.ndarray  # (H,W) whole numbers from 0
+    lossy: bool  # it is a JPEG
+
+
+def _picture(path: str | Path) -> _Picture:
     try:
         with Image.open(path, formats=['PNG', 'JPEG', 'TIFF']) as picture:
             pages, lossy = getattr(picture, 'n_frames', 1), picture.format == 'JPEG'
@@ -227,17 +234,17 @@ def _picture(path: str | Path) -> np.ndarray:
     if image.ndim == 3:
         image = image[..., [b != 'A' for b in bands]]
     if lossy:
-        return _sharpened(image, path)
-    return whole_numbers(image if image.ndim == 2 else _one_channel(image, path), path)
+        return _Picture(_sharpened(image, path), lossy)
+    return _Picture(whole_numbers(image if image.ndim == 2 else _one_channel(image, path), path), lossy)
 
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #0561b14b
 @lru_cache(maxsize=1)
-def _cached_pictures(paths: tuple, changed: tuple) -> list[np.ndarray]:
+def _cached_pictures(paths: tuple, changed: tuple) -> list[_Picture]:
     return [_picture(p) for p in paths]
 
 
-def _pictures(paths: Sequence[str | Path]) -> list[np.ndarray]:
+def _pictures(paths: Sequence[str | Path]) -> list[_Picture]:
     changed = [Path(p).stat().st_mtime_ns if Path(p).exists() else 0 for p in paths]
     return _cached_pictures(tuple(paths), tuple(changed))
 
@@ -247,7 +254,7 @@ def _picture_labels(paths: Sequence[str | Path]) -> Labels:
     "The structures in the pictures of one stem"
     first = Path(paths[0])
     stem = re.sub(r'[\W_]*\d+$', '', first.stem) or first.parent.name
-    return Labels.of_values(stem, label_values(_pictures(paths), first))
+    return Labels.of_values(stem, label_values([p.values for p in _pictures(paths)], first))
 
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #78e0a911
@@ -328,13 +335,13 @@ def read_pictures(
 ) -> list[Structure]:
     "Read pictures; `InputError` if they are no masks, or their slices are uncertain."
     ranks, notes = _pair(paths, stack)
-    if any(PICTURE_KINDS.get(Path(p).suffix.lower()) == 'jpeg-mask' for p in paths):
+    pictures, found = _pictures(paths), []
+    if any(picture.lossy for picture in pictures):
         notes += (JPEG_NOTE,)
-    found = []
     for key, name in _picture_labels(paths).selected(paths[0], keys).items():
         masks = {}
-        for path, image, rank in zip(paths, _pictures(paths), ranks):
-            mask = mask_of(image, key)
+        for path, picture, rank in zip(paths, pictures, ranks):
+            mask = mask_of(picture.values, key)
             if mask.any() or len(paths) == 1:
                 masks[rank] = check_shape(mask, stack.slices[rank], path)
         drawn = {rank: mask for rank, mask in sorted(masks.items()) if mask.any()}

@@ -269,7 +269,7 @@ def resample_onto(
         overlaps |= here.overlaps
         if here.mask.any():
             masks[rank] = here.mask
-    beyond = sum(bool(plane(k).any()) for k in np.flatnonzero(off_end))
+    beyond = sum(bool(plane(int(k)).any()) for k in np.flatnonzero(off_end))
     return StackMasks(masks, resampled, overlaps, beyond)
 
 
