@@ -31,6 +31,7 @@ real = pytest.mark.skipif(
     not REALDATA.is_dir(), reason=f"no real CT at {REALDATA}: set LIVERDIS_REALDATA to the folder that holds it"
 )
 BOX = 'lesion,image,row_min,row_max,col_min,col_max\n'
+LIVER = np.hypot(*np.mgrid[-32:32, -32:32]) < 15
 
 
 def body(value=60, seed=0):
@@ -134,6 +135,36 @@ def test_a_mask_above_two_patients_goes_to_neither(tmp_path):
     assert not annotations and sum('CT series of 2 patients' in r for r in reasons) == 2
 
 
+@pytest.mark.parametrize('kind', ['png', 'nifti', 'boxes'])
+def test_the_mask_of_a_patient_without_ct_does_not_go_to_another(tmp_path, kind):
+    "P2's CT is the only one, and lies on the grid of P1's"
+    series(tmp_path / 'P2/ct', 'P2', n=1)
+    for patient in ('P1', 'P2'):
+        (tmp_path / patient / 'masks').mkdir(parents=True)
+        if kind == 'png':
+            Image.fromarray(LIVER).save(tmp_path / patient / 'masks/tumour.png')
+        elif kind == 'nifti':
+            to_nifti(LIVER[None].astype(np.uint8), tmp_path / patient / 'masks/tumour.nii.gz')
+        else:
+            text = 'lesion,z_mm,row_min,row_max,col_min,col_max\na,0,28,36,28,36\n'
+            (tmp_path / patient / 'masks/boxes.csv').write_text(text)
+    patients, problems = scan_folder(tmp_path)
+    (annotation,) = patients[0].annotations
+    assert annotation.paths[0].is_relative_to(tmp_path / 'P2')
+    (problem,) = problems
+    assert problem.failed and problem.path.is_relative_to(tmp_path / 'P1') and 'lies apart' in problem.reason
+
+
+def test_images_and_masks_in_folders_of_their_own(tmp_path):
+    "`images/P1` and `masks/P1`, and a mask beside the images"
+    series(tmp_path / 'images/P1', 'P1', n=1)
+    (tmp_path / 'masks/P1').mkdir(parents=True)
+    for where in ('masks/P1/tumour.png', 'images/P1/liver.png'):
+        Image.fromarray(LIVER).save(tmp_path / where)
+    annotations, reasons = found(tmp_path)
+    assert len(annotations) == 2 and not reasons
+
+
 @pytest.mark.parametrize('where', ['ct.nii.gz', 'nifti/ct.nii.gz'])
 def test_a_ct_that_is_there_twice_is_one_patient(tmp_path, where):
     "DICOM, and the same slices as NIfTI beside the mask, which once made the patient two"
@@ -181,9 +212,6 @@ def test_an_outline_of_another_phase_is_noted(tmp_path):
 def to_nifti(values, path):
     "Slices (N,64,64) on the grid of `series`"
     nib.Nifti1Image(np.transpose(values, (2, 1, 0)), np.diag([-1, -1, 5, 1])).to_filename(path)
-
-
-LIVER = np.hypot(*np.mgrid[-32:32, -32:32]) < 15
 
 
 @pytest.mark.parametrize(

@@ -639,6 +639,35 @@ def _know_pictures(index: _Index, all_series: Sequence[Series]) -> _Index:
     return index._replace(outlines=[o for o in index.outlines if o.path not in paths], unread=index.unread + unread)
 
 
+# %% ../../nbs/cohort/scan.ipynb #52190608
+def _common(a: Annotation) -> Path:
+    "The lowest folder that holds an annotation and its series"
+    return Path(os.path.commonpath([a.paths[0].parent, a.series.folder]))
+
+
+def _same_name(a: Annotation) -> bool:
+    "Whether a folder of the annotation is called like one of its series, below the folder that holds both"
+    names = [set(folder.relative_to(_common(a)).parts) for folder in (a.paths[0].parent, a.series.folder)]
+    return bool(names[0] & names[1])
+
+
+def _by_place(a: Annotation) -> bool:
+    "Whether an annotation found its series without a name or UID"
+    return a.kind not in ('seg', 'rtstruct') and a.keys is None and not is_volume(a.series.slices[0].path)
+
+
+# %% ../../nbs/cohort/scan.ipynb #023f1d77
+def _without_strays(found: Sequence[Annotation | Problem]) -> list[Annotation | Problem]:
+    "The same annotations; those that lie farther from their series than others of their kind are refused"
+    depths: dict[tuple, int] = defaultdict(int)
+    placed = [a for a in found if isinstance(a, Annotation) and _by_place(a)]
+    for a in placed:
+        depths[id(a.series), a.kind] = max(depths[id(a.series), a.kind], len(_common(a).parts))
+    strays = [a for a in placed if len(_common(a).parts) < depths[id(a.series), a.kind] and not _same_name(a)]
+    reason = "lies apart from the only CT that it fits, which has outlines beside it; put it in the folder of its CT"
+    return [Problem(a.paths[0], reason) if isinstance(a, Annotation) and a in strays else a for a in found]
+
+
 # %% ../../nbs/cohort/scan.ipynb #d860db83
 def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation | Problem]:
     "All outlines, each with its series or the reason why it has none"
@@ -650,7 +679,7 @@ def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation
     found += [_outline_annotation(g, all_series, tree) for g in single + pictures]
     for table in tables:
         found += _table(table, tree, owners)
-    return found
+    return _without_strays(found)
 
 
 # %% ../../nbs/cohort/scan.ipynb #c39d79f7
