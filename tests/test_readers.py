@@ -283,6 +283,15 @@ def test_colours_are_not_one_structure(slices, tmp_path):
     assert [key for key, _ in list_structures([tmp_path / 'grey.png'], 'png-mask')] == ['1', '2']
 
 
+def test_black_on_white_is_not_the_rest_of_the_slice(slices, tmp_path):
+    "Before, everything but the lesion was the lesion"
+    Image.fromarray(np.where(TUMOUR[0], 0, 255).astype(np.uint8)).save(tmp_path / 'm.png')
+    assert 'drawn on white' in one_line(read_mask, tmp_path / 'm.png', 'png-mask', '', read_hu(slices[0]))
+    Image.fromarray((255 * TUMOUR[0]).astype(np.uint8)).convert('CMYK').save(tmp_path / 'm.jpg')
+    mask = read_mask(tmp_path / 'm.jpg', 'jpeg-mask', '', read_hu(slices[0]))
+    assert (mask ^ TUMOUR[0]).sum() < 0.02 * TUMOUR[0].sum()
+
+
 @pytest.mark.parametrize('write,kind', [(formats.tiff_mask, 'tiff-mask'), (formats.jpeg_mask, 'jpeg-mask')])
 def test_pictures_other_than_png(ct, tmp_path, write, kind):
     "Before, they were passed over in silence"

@@ -183,7 +183,7 @@ def _metaimage_values(path: Path, header: _Header) -> np.ndarray:
     "The numbers as an array, first axis fastest; `InputError` for a kind of pixel that is no mask and no CT"
     name, channels = header.first('ElementType').removeprefix('MET_'), header.first('ElementNumberOfChannels')
     if name not in _TYPES or channels not in ('', '1'):
-        raise InputError(f"{path}: pixels are {channels or 1} x {name}; save one number for each pixel")
+        raise InputError(f"{path}: pixels are {channels or 1} x {name or 'of no type'}; save one number for each pixel")
     big = header.says('BinaryDataByteOrderMSB', 'ElementByteOrderMSB')
     shape = [int(n) for n in header.first('DimSize').split()]
     dtype = np.dtype(('>' if big else '<') + _TYPES[name])

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -226,6 +227,8 @@ def _picture(path: str | Path) -> _Picture:
     try:
         with Image.open(path, formats=['PNG', 'JPEG', 'TIFF']) as picture:
             pages, lossy = getattr(picture, 'n_frames', 1), picture.format == 'JPEG'
+            if picture.mode == 'CMYK':  # where white is 0
+                picture = picture.convert('RGB')
             image, bands = np.asarray(picture), picture.getbands()
     except Exception as e:  # Pillow's errors are of many kinds
         raise InputError(f"{path}: cannot be read as PNG, TIFF or JPEG ({brief(e)}); give the mask as PNG") from e
@@ -327,6 +330,14 @@ def _pair(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     return _pair_by_number(paths, stack)
 
 
+# %% ../../../nbs/cohort/annotation/masks.ipynb #3af0e525
+def _check_picture(values: np.ndarray, s: SliceHeader, path: str | Path) -> None:
+    "`InputError` for a picture of another shape than its slice, or drawn in black on white"
+    check_shape(values, s, path)
+    if values[[0, 0, -1, -1], [0, -1, 0, -1]].all():
+        raise InputError(f"{path}: its corners are not black, so it is drawn on white or is no mask; save it on black")
+
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #bac91550
 def read_pictures(
     paths: Sequence[str | Path],  # one picture, or the pictures of a folder
@@ -335,15 +346,16 @@ def read_pictures(
 ) -> list[Structure]:
     "Read pictures; `InputError` if they are no masks, or their slices are uncertain."
     ranks, notes = _pair(paths, stack)
-    pictures, found = _pictures(paths), []
+    names, pictures = _picture_labels(paths).selected(paths[0], keys), _pictures(paths)
+    for path, picture, rank in zip(paths, pictures, ranks):
+        if picture.values.any() or len(paths) == 1:
+            _check_picture(picture.values, stack.slices[rank], path)
     if any(picture.lossy for picture in pictures):
         notes += (JPEG_NOTE,)
-    for key, name in _picture_labels(paths).selected(paths[0], keys).items():
-        masks = {}
-        for path, picture, rank in zip(paths, pictures, ranks):
-            mask = mask_of(picture.values, key)
-            if mask.any() or len(paths) == 1:
-                masks[rank] = check_shape(mask, stack.slices[rank], path)
-        drawn = {rank: mask for rank, mask in sorted(masks.items()) if mask.any()}
-        found.append(Structure(key, name, drawn, notes))
+    found = []
+    for key, name in names.items():
+        masks = {
+            rank: mask_of(picture.values, key) for rank, picture in sorted(zip(ranks, pictures), key=itemgetter(0))
+        }
+        found.append(Structure(key, name, {rank: mask for rank, mask in masks.items() if mask.any()}, notes))
     return found
