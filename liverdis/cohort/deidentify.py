@@ -168,7 +168,7 @@ def identifying_words(
     folders: Iterable[Path] = (),  # below the source
 ) -> frozenset[str]:  # casefolded
     "Words that may name a patient: all of the identifiers, and the numbers of folders."
-    numbers = [word for folder in folders for part in folder.parts for word in re.findall(r'\d+', part)]
+    numbers = [word for folder in folders for part in folder.parts for word in re.findall(r'\d\d+', part)]
     return frozenset(word.casefold() for word in [*_TOKEN.findall(identifiers), *numbers])
 
 

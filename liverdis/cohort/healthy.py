@@ -255,8 +255,10 @@ def place_healthy(
 
     def attempt(wanted):
         placer.placed = []
-        return placer.placed if all(map(placer.place, wanted)) else None
+        return placer.placed if all(map(placer.place, sorted(wanted, reverse=True))) else None
 
+    if (everything := attempt([*drawn, *extra_mm])) is not None:
+        return Healthy([(q.rank, q.at) for q in everything], [], [])
     matched = attempt(drawn)
     if matched is None:
         fitting = placer.fitting(sizes_mm)

@@ -49,7 +49,7 @@ from liverdis.cohort.deidentify import (
 )
 from .duplicates import overlapping
 from .healthy import GAP_MM, place_healthy
-from .labels import LABELS, LabelRules, Named
+from .labels import LABELS, LabelError, LabelRules, Named
 from .manifest import Manifest, save_manifest
 from .qc import write_qc
 from .roi import lesion_box, save_cached_rois
@@ -371,6 +371,8 @@ def _read_annotation(
     try:
         for batch in _batches(annotation):
             _read_batch(reading, annotation, batch)
+    except LabelError:
+        raise
     except InputError as e:
         reading.to.skip(f'{annotation.kind} annotation', annotation.paths[0], str(e), failed=True)
 
@@ -490,9 +492,9 @@ def _skip_without_room(
     "Report the healthy squares that found no room."
     if not diameters:
         return
-    low, high = (d * (1 + 2 * reading.to.options.margin) for d in (min(diameters), max(diameters)))
+    wide = [d * (1 + 2 * reading.to.options.margin) for d in (min(diameters), max(diameters))]
     reason = (
-        f'no room for {len(diameters)} of {wanted} squares, {low:.0f} to {high:.0f} mm wide with their margin, '
+        f'no room for {len(diameters)} of {wanted} squares, {wide[0]:.0f} to {wide[1]:.0f} mm wide with their margin, '
         f'{GAP_MM} mm from every outline; a liver with more room takes them, if there is one'
     )
     reading.to.skip('healthy parenchyma', reading.series.slices[0].path, reason)

@@ -240,12 +240,12 @@ def check(
 
     lesions = load_manifest(manifest)
     verify_files(lesions)
-    check_patients(lesions)
     errors = list(_unusable(lesions))
     for e in errors:
         print(e, file=sys.stderr)
     if errors:
         raise InputError(f'{manifest}: {len(errors)} of {len(lesions)} lesions cannot be used')
+    check_patients(lesions)
     _say(f'{manifest}: all {len(lesions)} lesions can be used')
     _say_classes(lesions.df, 'lesions')
 
