@@ -235,7 +235,11 @@ def open_volume(
     except Exception as e:  # readers fail in many ways
         name = _NAMES[volume_kind(path)]
         raise InputError(f"{path}: cannot be read as {name} ({brief(e)}); give a whole {name} file") from e
-    if image.ndim != 3 and not (image.ndim == 4 and volume_segments(image)):
+    if image.ndim == 4 and volume_segments(image):
+        return image
+    if image.ndim > 3 and set(image.shape[3:]) == {1}:
+        return image.slicer[(..., *[0] * (image.ndim - 3))]
+    if image.ndim != 3:
         raise InputError(f"{path}: has {image.ndim} dimensions; give a volume of 3")
     return image
 

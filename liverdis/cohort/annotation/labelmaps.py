@@ -6,6 +6,7 @@
 __all__ = [
     'MOST_VALUES',
     'BARE_NOTE',
+    'OTHER_GRID_NOTE',
     'is_label_map',
     'Labels',
     'mask_of',
@@ -174,6 +175,7 @@ def list_volume_mask(
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #b9679b5f
 BARE_NOTE = 'neither mask nor CT says where it lies: paired voxel by voxel'
+OTHER_GRID_NOTE = 'has as many voxels as the CT but lies on another grid: look whether its affine is right'
 
 
 def _place_notes(path: str | Path, headers: Sequence[SliceHeader], stack: SliceStack) -> tuple[str, ...]:
@@ -188,6 +190,12 @@ def _place_notes(path: str | Path, headers: Sequence[SliceHeader], stack: SliceS
     if headers[0].shape != stack.slices[0].shape or len(headers) != len(volume_headers(ct)):
         raise InputError(f"{path}: has no affine and not the shape of the CT; give the mask of this series")
     return (BARE_NOTE,)
+
+
+def _grid_notes(resampled: bool, headers: Sequence[SliceHeader], stack: SliceStack) -> tuple[str, ...]:
+    "What to say of a volume that is not on the grid of the CT"
+    alike = headers[0].shape == stack.slices[0].shape and len(headers) == len(stack.slices) > 1
+    return (RESAMPLED_NOTE, *[OTHER_GRID_NOTE] * alike) if resampled else ()
 
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #0c8b5610
@@ -212,6 +220,6 @@ def read_volume_mask(
                 f"{path}: lies elsewhere than the slices at {stack.slices[0].where}; give the mask of this series, "
                 "or correct its affine"
             )
-        resampled = (RESAMPLED_NOTE,) if here.resampled else ()
-        found.append(Structure(key, name, here.masks, notes + resampled + beyond_note(here.beyond)))
+        grid_notes = _grid_notes(here.resampled, headers, stack)
+        found.append(Structure(key, name, here.masks, notes + grid_notes + beyond_note(here.beyond)))
     return found
