@@ -222,6 +222,15 @@ def _opened(path: Path) -> Any:
 _NAMES = {'nifti': 'NIfTI', 'nrrd': 'NRRD', 'metaimage': 'MetaImage', '': 'NIfTI'}
 
 
+def _one_volume(image: Any, path: str | Path) -> Any:
+    "The image without a fourth axis of one place; `InputError` if it is a series of images"
+    if image.ndim > 3 and set(image.shape[3:]) == {1} and not volume_segments(image):
+        return image.slicer[(..., *[0] * (image.ndim - 3))]
+    if image.ndim != 3 and not (image.ndim == 4 and volume_segments(image)):
+        raise InputError(f"{path}: has {image.ndim} dimensions; give a volume of 3")
+    return image
+
+
 def open_volume(
     path: str | Path,  # NIfTI, NRRD or MetaImage
 ) -> Any:  # nibabel's image, (columns, rows, slices) in any order and direction; then layers, if it has segments
@@ -235,13 +244,7 @@ def open_volume(
     except Exception as e:  # readers fail in many ways
         name = _NAMES[volume_kind(path)]
         raise InputError(f"{path}: cannot be read as {name} ({brief(e)}); give a whole {name} file") from e
-    if image.ndim == 4 and volume_segments(image):
-        return image
-    if image.ndim > 3 and set(image.shape[3:]) == {1}:
-        return image.slicer[(..., *[0] * (image.ndim - 3))]
-    if image.ndim != 3:
-        raise InputError(f"{path}: has {image.ndim} dimensions; give a volume of 3")
-    return image
+    return _one_volume(image, path)
 
 
 def volume_segments(
