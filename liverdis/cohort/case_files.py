@@ -136,13 +136,6 @@ def _write_image(
 
 
 # %% ../../nbs/cohort/case_files.ipynb #7e148719
-def _edge(
-    mask: np.ndarray,  # (H,W) bool
-) -> np.ndarray:  # (H,W) bool
-    "The pixels of a mask at its border."
-    return mask ^ ndimage.binary_erosion(mask)
-
-
 def case_picture(
     ct: CTSlice,
     mask: np.ndarray,  # (H,W) bool
@@ -154,10 +147,9 @@ def case_picture(
     grey = np.uint8(255 * window(crop(ct.hu, wide, size), *LIVER_WINDOW))
     shape = crop(np.where(mask, 1000.0, 0.0), wide, size) > 500
     rgb = np.stack([grey] * 3, -1)
-    frame = np.zeros_like(shape)
-    frame[size // 4 : size - size // 4, size // 4 : size - size // 4] = True
-    rgb[_edge(frame)] = 70, 150, 255
-    rgb[_edge(shape)] = 255, 140, 0
+    first, last = size // 4, size - size // 4 - 1
+    rgb[[first, last], first : last + 1] = rgb[first : last + 1, [first, last]] = 70, 150, 255
+    rgb[shape ^ ndimage.binary_erosion(shape)] = 255, 140, 0
     return Image.fromarray(rgb)
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -291,7 +291,7 @@ def _add_lesions(
         named = reading.labeller.named(name, reading.counts[name])
         label = reading.labeller.label(named) or given
         if label in CLASSES:
-            number, notes = sum(reading.counts.values()), structure.notes
+            number, notes = sum(reading.counts.values()), (*annotation.notes, *structure.notes)
             reading.lesions.append(_Lesion(named, number, label, mask, path, notes))
         elif label is None:
             unlabelled[reading.counts[name]] = mask
@@ -386,26 +386,36 @@ def _lesion_id(
     return f'{reading.prefix}-{lesion.label}-{lesion.number}'
 
 
-def _keep_distinct(
-    reading: _Reading,
-) -> None:
-    "Leave out the lesions that are no lesion, or that are outlined a second time."
-    for lesion in reading.lesions:
-        if reason := _mistaken_for_lesion(reading, lesion):
-            key = lesion.structure.key
-            reading.to.skip(key, lesion.path, reason, f'{key},{lesion.label}|liver|avoid|ignore', failed=True)
-    lesions = [x for x in reading.lesions if not _mistaken_for_lesion(reading, x)]
-    left_out = {}
+def _repeats(
+    lesions: list[_Lesion],  # of one series
+) -> dict[int, tuple[str, bool]]:  # index to the reason, and whether it is a failure
+    "The lesions to leave out because they are outlined twice."
+    found: dict[int, tuple[str, bool]] = {}
     for i, k, dice in overlapping([lesion.mask for lesion in lesions]):
         first, again = lesions[i], lesions[k]
         if first.label != again.label:
             reason = f"is outlined twice, as {first.label} and as {again.label}; ignore one of them in the labels file"
-            left_out |= {i: (reason, True), k: (reason, True)}
+            found |= {i: (reason, True), k: (reason, True)}
         else:
-            left_out.setdefault(k, (f"is lesion {first.number} outlined again (Dice {dice:.2f}), left out", False))
-    for i, (reason, failed) in left_out.items():
+            found.setdefault(k, (f"is lesion {first.number} outlined again (Dice {dice:.2f}), left out", False))
+    return found
+
+
+def _keep_distinct(
+    reading: _Reading,
+) -> None:
+    "Leave out what is no lesion, and what is outlined a second time."
+    lesions = []
+    for lesion in reading.lesions:
+        if reason := _mistaken_for_lesion(reading, lesion):
+            key = lesion.structure.key
+            reading.to.skip(key, lesion.path, reason, f'{key},{lesion.label}|liver|avoid|ignore', failed=True)
+        else:
+            lesions.append(lesion)
+    repeats = _repeats(lesions)
+    for i, (reason, failed) in repeats.items():
         reading.to.skip(_lesion_id(reading, lesions[i]), lesions[i].path, reason, failed=failed)
-    reading.lesions = [lesion for i, lesion in enumerate(lesions) if i not in left_out]
+    reading.lesions = [lesion for i, lesion in enumerate(lesions) if i not in repeats]
 
 
 # %% ../../nbs/cohort/ingest.ipynb #8837891e
@@ -527,7 +537,7 @@ def _healthy_cases(
     sizes: list[float],  # diameters of the lesions to match, mm
     n: int,  # squares wanted
     rng: np.random.Generator,
-    extra: list[float] = [],  # noqa: B006, diameters of squares that other livers had no room for, mm
+    extra: Sequence[float] = (),  # diameters of squares that other livers had no room for, mm
 ) -> tuple[list[Case], list[float]]:  # cases; diameters of the own squares that found no room
     "Squares of healthy parenchyma as cases; those that find no room are skipped."
     where = reading.liver, reading.avoid, reading.positions_mm, reading.spacing_mm
@@ -543,7 +553,7 @@ def _write_healthy(
     to: PatientFolder,
     livers: list[_Reading],  # the series with an outlined liver; the first is used
     sizes: list[float],  # diameters of the lesions to match, mm
-    extra: list[float],  # the same, of squares that other livers had no room for
+    extra: Sequence[float],  # the same, of squares that other livers had no room for
     rng: np.random.Generator,
 ) -> list[float]:  # diameters of the squares that found no room
     "Place healthy squares and write them; skip with the reason if that cannot be done."
@@ -597,7 +607,7 @@ def _fill_folder(
     patient: _Patient,
     folder: Path,  # with a temporary name
     sizes: list[float] | None,  # of the cohort's lesions, mm; None if not known yet
-    extra: list[float],  # of squares that other livers had no room for, mm
+    extra: Sequence[float],  # of squares that other livers had no room for, mm
 ) -> _Outcome:
     "Write all cases of a patient."
     to = PatientFolder(folder, patient.pid, context.ids, context.options, context.src, patient.known)
@@ -611,7 +621,7 @@ def _fill_folder(
         return _Outcome(False)
     for r, cs in zip(readings, cases):
         write_cases(to, r.series, r.number, cs)
-    healthy = dict(sizes=_digest(sizes or []) if borrows else None, extra=extra, has_liver=bool(livers), left=[])
+    healthy = dict(sizes=_digest(sizes or []) if borrows else None, extra=list(extra), has_liver=bool(livers), left=[])
     if context.options.healthy:
         healthy['left'] = _write_healthy(to, livers, own or sizes or [], extra, _rng(patient.files.key))
     save_patient(to, labeller.given, fingerprint=patient.fingerprint, diameters=own, healthy=healthy)
@@ -623,7 +633,7 @@ def _ingest_patient(
     context: _Context,
     patient: _Patient,
     sizes: list[float] | None = None,  # of the cohort's lesions, mm; None if not known yet
-    extra: list[float] = [],  # noqa: B006, of squares that other livers had no room for, mm
+    extra: Sequence[float] = (),  # of squares that other livers had no room for, mm
 ) -> _Outcome:
     "Make the folder of one patient, whole or not at all."
     if context.options.healthy and sizes is None and not _may_have_lesions(context, patient):
@@ -708,7 +718,7 @@ class _Task:
 
     patient: _Patient
     sizes: list[float] | None = None  # of the cohort's lesions, mm; None if not known yet
-    extra: list[float] = field(default_factory=list)  # of squares that other livers had no room for, mm
+    extra: Sequence[float] = ()  # of squares that other livers had no room for, mm
 
 
 def _work(
