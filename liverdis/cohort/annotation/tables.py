@@ -9,6 +9,7 @@ __all__ = ['read_table', 'table_kind', 'lesion_table', 'list_table', 'table_labe
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,16 +182,22 @@ def _with_lesions(df: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     return df
 
 
-def lesion_table(
-    path: str | Path,  # CSV
-) -> pd.DataFrame:
-    "A CSV of boxes or polygons in the form above, DeepLesion's too; `InputError` for a row without a lesion."
+@lru_cache(maxsize=1)
+def _cached_table(path: Path, changed_ns: int) -> pd.DataFrame:
     df = read_table(path)
     if _DEEPLESION <= set(df):
         return _from_deeplesion(df, path)
     df = _with_lesions(_with_our_columns(path), path)
     is_size = {'x', 'y', 'width', 'height'} <= set(df) and not {'row_min', 'x_min_mm'} & set(df)
     return _from_corner_and_size(df, path) if is_size else df
+
+
+def lesion_table(
+    path: str | Path,  # CSV
+) -> pd.DataFrame:
+    "A CSV of boxes or polygons in the form above, DeepLesion's too; `InputError` for a row without a lesion."
+    path = Path(path)
+    return _cached_table(path, path.stat().st_mtime_ns if path.exists() else 0).copy(deep=False)
 
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #56db11be
