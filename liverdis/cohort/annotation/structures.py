@@ -291,7 +291,7 @@ def _listing(names: Mapping[str, str]) -> str:
     "The first keys, each with its name if that differs"
     keyed = [key if key == name else f'{key} ({name})' for key, name in names.items() if key]
     more = [f'{len(keyed) - 9} more'] if len(keyed) > 9 else []
-    return ', '.join(keyed[:9] + more) or 'one structure, without a key'
+    return ', '.join(keyed[:9] + more or ['one structure', *names.values()])
 
 
 def _key_of(asked: str, names: Mapping[str, str]) -> str | None:
