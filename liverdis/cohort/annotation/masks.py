@@ -232,9 +232,8 @@ def _picture(path: str | Path) -> _Picture:
     try:
         with Image.open(path, formats=['PNG', 'JPEG', 'TIFF']) as picture:
             pages, lossy = getattr(picture, 'n_frames', 1), picture.format == 'JPEG'
-            if picture.mode == 'CMYK':  # where white is 0
-                picture = picture.convert('RGB')
-            image, bands = np.asarray(picture), picture.getbands()
+            shown = picture.convert('RGB') if picture.mode == 'CMYK' else picture  # in CMYK white is 0
+            image, bands = np.asarray(shown), shown.getbands()
     except Exception as e:  # Pillow's errors are of many kinds
         raise InputError(f"{path}: cannot be read as PNG, TIFF or JPEG ({brief(e)}); give the mask as PNG") from e
     if pages > 1:
