@@ -502,9 +502,10 @@ def _skip_without_room(
     "Report the healthy squares that found no room."
     if not diameters:
         return
-    wide = [d * (1 + 2 * reading.to.options.margin) for d in (min(diameters), max(diameters))]
+    ends = [f'{d * (1 + 2 * reading.to.options.margin):.0f}' for d in (min(diameters), max(diameters))]
+    wide = ' to '.join(dict.fromkeys(ends))
     reason = (
-        f'no room for {len(diameters)} of {wanted} squares, {wide[0]:.0f} to {wide[1]:.0f} mm wide with their margin, '
+        f'no room for {len(diameters)} of {wanted} squares, {wide} mm wide with their margin, '
         f'{GAP_MM} mm from every outline; a liver with more room takes them, if there is one'
     )
     reading.to.skip('healthy parenchyma', reading.series.slices[0].path, reason)

@@ -193,7 +193,7 @@ def write_labels(
     "Write the lines that a labels file lacks, to be filled in; `InputError` if the file is something else."
     path = Path(path)
     old = _read_table(path) if path.exists() else pd.DataFrame(columns=['name', 'label', 'patient'])
-    new = lacking.assign(label='')
+    new = lacking.astype(str).assign(label='')
     known = set(zip(old['name'], old['patient'])) if 'patient' in old else {(name, '') for name in old['name']}
     new = new[[pair not in known for pair in zip(new['name'], new['patient'])]]
     existed = path.exists()
