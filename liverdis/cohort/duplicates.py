@@ -13,7 +13,6 @@ import numpy as np
 
 from .cases import LesionMask
 
-
 # %% ../../nbs/cohort/duplicates.ipynb #d2a9ae93
 def _bounds(lesion: LesionMask) -> np.ndarray:  # (3,2): begin and end of slices, rows, columns
     "The block of a lesion in the series"
@@ -30,7 +29,6 @@ def _shared_voxels(a: LesionMask, b: LesionMask) -> int:
     cut = lambda lesion, own: lesion.voxels[tuple(slice(*ends) for ends in zip(low - own[:, 0], high - own[:, 0]))]
     return int(np.count_nonzero(cut(a, here) & cut(b, there)))
 
-
 # %% ../../nbs/cohort/duplicates.ipynb #72b2625b
 class Overlap(NamedTuple):
     "Two lesions that are taken for one."
@@ -45,7 +43,6 @@ def _meeting_blocks(lesions: Sequence[LesionMask]) -> np.ndarray:  # (pairs,2) i
     starts, stops = bounds[..., 0], bounds[..., 1]
     meet = (starts[:, None] < stops).all(-1)
     return np.argwhere(np.triu(meet & meet.T, 1))
-
 
 # %% ../../nbs/cohort/duplicates.ipynb #1681deee
 def overlapping(

@@ -19,7 +19,6 @@ from .ct import AIR, read_slice
 from .manifest import Manifest, load_manifest, save_manifest
 from ..core import InputError
 
-
 # %% ../../nbs/cohort/joining.ipynb #fda48453
 def slice_digest(
     path: str | Path,  # DICOM file of a CT slice
@@ -27,7 +26,6 @@ def slice_digest(
     "A hash of the Hounsfield units of a slice, the same whatever else its file says."
     hu = np.rint(read_slice(path).hu).clip(AIR, 30000).astype('<i2')
     return hashlib.sha256(repr(hu.shape).encode() + hu.tobytes()).hexdigest()
-
 
 # %% ../../nbs/cohort/joining.ipynb #9a9cd561
 def _cases_by_slice(m: Manifest) -> dict[str, list[int]]:
@@ -55,12 +53,10 @@ def check_patients(
             "ingest both with the same --key, or leave one of them out"
         )
 
-
 # %% ../../nbs/cohort/joining.ipynb #f5ba0315
 def _absolute(path):
     "The absolute path as written: a cohort may be a link, so links are not followed."
     return Path(os.path.abspath(path))
-
 
 # %% ../../nbs/cohort/joining.ipynb #a2e6e020
 def _check_place(paths, out):
@@ -74,14 +70,12 @@ def _check_place(paths, out):
             f"write it to {above / out.name}"
         )
 
-
 # %% ../../nbs/cohort/joining.ipynb #02d75396
 def _rows_seen_from(folder, path):
     "The rows of the manifest at `path`, with file paths that start at `folder`."
     below = path.parent.relative_to(folder)
     df = load_manifest(path).df
     return df.assign(**{c: [(below / p).as_posix() for p in df[c]] for c in ('image_path', 'annotation_path')})
-
 
 # %% ../../nbs/cohort/joining.ipynb #9de2c3c8
 def _check_distinct(df, sources):
@@ -94,7 +88,6 @@ def _check_distinct(df, sources):
             f"{sources[repeated[0]]}: case {case!r} is also in {sources[first]}; "
             "leave one of them out, or rename it where two cohorts happened to take one name"
         )
-
 
 # %% ../../nbs/cohort/joining.ipynb #9c17cb6f
 def join_manifests(

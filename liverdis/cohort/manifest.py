@@ -30,7 +30,6 @@ from pydantic import (
 
 from ..core import CLASSES, InputError, write_atomic
 
-
 # %% ../../nbs/cohort/manifest.ipynb #5a1e5828
 def _inside(path: str) -> str:
     "`path` when it is a relative POSIX path that stays in its folder."
@@ -42,13 +41,11 @@ def _inside(path: str) -> str:
         raise ValueError("leaves the folder by '..'")
     return path
 
-
 # %% ../../nbs/cohort/manifest.ipynb #eefb6b21
 def _blank_to_none(value: Any) -> Any:
     "None for an empty cell, which is '' in a CSV and NaN in pandas."
     is_nan = isinstance(value, float) and np.isnan(value)
     return None if is_nan or value == '' else value
-
 
 # %% ../../nbs/cohort/manifest.ipynb #54a3899a
 _Text = Annotated[str, Field(min_length=1)]
@@ -61,7 +58,6 @@ _Kind = Literal[
 ]  # fmt: skip
 _Phase = Literal['portal', 'arterial', 'delayed', 'non-contrast', 'unknown']
 
-
 # %% ../../nbs/cohort/manifest.ipynb #26eea4b5
 def _check_segment(segment: str, kind: str | None) -> None:
     "`ValueError` unless `segment` names an outline in a file of this kind."
@@ -71,7 +67,6 @@ def _check_segment(segment: str, kind: str | None) -> None:
         raise ValueError("an RTSTRUCT row needs an ROI number")
     if kind in ('boxes', 'polygons') and not segment:
         raise ValueError("a row of boxes or polygons needs the id of a lesion")
-
 
 # %% ../../nbs/cohort/manifest.ipynb #e8cf28cc
 class Lesion(BaseModel):
@@ -107,10 +102,8 @@ class Lesion(BaseModel):
         _check_segment(segment, info.data.get('annotation_kind'))
         return segment
 
-
 # %% ../../nbs/cohort/manifest.ipynb #174e88d3
 MANIFEST_COLUMNS = tuple(Lesion.model_fields)
-
 
 # %% ../../nbs/cohort/manifest.ipynb #25d2cef5
 def file_checksum(
@@ -120,11 +113,9 @@ def file_checksum(
     "SHA-256 of the image file's bytes followed by the annotation file's bytes."
     return hashlib.sha256(Path(image).read_bytes() + Path(annotation).read_bytes()).hexdigest()
 
-
 # %% ../../nbs/cohort/manifest.ipynb #4c49e733
 def _csv(df):
     return df.to_csv(index=False, columns=list(MANIFEST_COLUMNS), lineterminator='\n', float_format='%.6g')
-
 
 # %% ../../nbs/cohort/manifest.ipynb #7b044c99
 @dataclass(frozen=True, eq=False)
@@ -150,7 +141,6 @@ class Manifest:
         "Row `i` as its reader finds it in a spreadsheet, where the header is row 1."
         return f"{self.name} row {i + 2} (case {self.df.case_id[i]})"
 
-
 # %% ../../nbs/cohort/manifest.ipynb #445379b7
 def _explain(row, err):
     "pydantic's error at `row` as a line: field, what was found, what to do."
@@ -163,14 +153,12 @@ def _explain(row, err):
         why = err['msg'].removeprefix('Value error, ')
     return f"row {row}, {field}: found {err['input']!r}, {why}; give {Lesion.model_fields[field].description}"
 
-
 # %% ../../nbs/cohort/manifest.ipynb #17aea78f
 def _refuse_any(name, problems):
     "`InputError` if there are problems: the first in full, the others as a number."
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ''
         raise InputError(f"{name} {problems[0]}{more}")
-
 
 # %% ../../nbs/cohort/manifest.ipynb #d83becdc
 def _check_row(cells, row, first_rows):
@@ -186,7 +174,6 @@ def _check_row(cells, row, first_rows):
         problems.append(f"row {row}, case_id: found {case!r}, already in row {first}; give each lesion its own")
     return lesion, problems
 
-
 # %% ../../nbs/cohort/manifest.ipynb #eb3ce55b
 def _validate(rows, name):
     "Dictionaries to a data frame, or one `InputError` for all that is wrong with them."
@@ -195,7 +182,6 @@ def _validate(rows, name):
     _refuse_any(name, [problem for _, problems in checked for problem in problems])
     df = pd.DataFrame([lesion.model_dump() for lesion, _ in checked], columns=list(MANIFEST_COLUMNS))
     return df.astype({'slice_thickness_mm': float})
-
 
 # %% ../../nbs/cohort/manifest.ipynb #8f37403f
 def _read_csv(path):
@@ -207,7 +193,6 @@ def _read_csv(path):
     except (ValueError, csv.Error) as e:
         raise InputError(f"{path}: is not a CSV table ({e}); save it as comma-separated UTF-8 text") from e
     return (lines[0], lines[1:]) if lines else ([], [])
-
 
 # %% ../../nbs/cohort/manifest.ipynb #a2ec36e5
 def load_manifest(
@@ -225,7 +210,6 @@ def load_manifest(
     cells = [dict(zip_longest(header, row, fillvalue='')) for row in rows]
     return Manifest(_validate(cells, path.name), path.parent, path.name)
 
-
 # %% ../../nbs/cohort/manifest.ipynb #69adc905
 def save_manifest(
     rows: pd.DataFrame | Sequence[Lesion | dict],  # one for each lesion
@@ -237,7 +221,6 @@ def save_manifest(
     cells = [r.model_dump() if isinstance(r, Lesion) else r for r in rows]
     write_atomic(path, _csv(_validate(cells, Path(path).name)))
     return load_manifest(path)
-
 
 # %% ../../nbs/cohort/manifest.ipynb #c2464378
 def _file_problem(image, annotation, sha256):
@@ -251,7 +234,6 @@ def _file_problem(image, annotation, sha256):
             "restore them, or renew sha256 with file_checksum"
         )
     return ''
-
 
 # %% ../../nbs/cohort/manifest.ipynb #8737d6c3
 def verify_files(

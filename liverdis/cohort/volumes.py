@@ -44,14 +44,12 @@ def is_volume(
     "Whether a name is that of a NIfTI, NRRD or MetaImage file."
     return bool(volume_kind(path))
 
-
 # %% ../../nbs/cohort/volumes.ipynb #23091d21
 def volume_stem(
     path: str | Path,  # a file name
 ) -> str:
     "The name of a volume without the suffix, and without Slicer's `.seg`."
     return re.sub(r'(\.seg)?(\.nii|\.nii\.gz|\.nrrd|\.nhdr|\.mha|\.mhd)$', '', Path(path).name, flags=re.I)
-
 
 # %% ../../nbs/cohort/volumes.ipynb #d05993e7
 _TO_RAS = {'LPS': (-1, -1, 1), 'RAS': (1, 1, 1), 'LAS': (-1, 1, 1)}  # signs of x, y, z
@@ -73,14 +71,12 @@ def _image(
     affine[:3] *= np.array(_TO_RAS[space])[:, None]
     return nib.Nifti1Image(values, affine, extra=extra, dtype=values.dtype)
 
-
 # %% ../../nbs/cohort/volumes.ipynb #4267cada
 def has_affine(
     image: nib.Nifti1Image,  # from `open_volume`
 ) -> bool:
     "Whether a volume says where it lies."
     return bool(int(image.header['sform_code']) or int(image.header['qform_code']))
-
 
 # %% ../../nbs/cohort/volumes.ipynb #6ff346e4
 _SPACES = {'left-posterior-superior': 'LPS', 'right-anterior-superior': 'RAS', 'left-anterior-superior': 'LAS'}
@@ -108,7 +104,6 @@ def _open_nrrd(path: Path) -> nib.Nifti1Image:
         values, steps = np.moveaxis(values, np.flatnonzero(~in_space), range(3, values.ndim)), steps[in_space]
     return _image(values, steps, origin, _space(header, path), segments=_segments(header))
 
-
 # %% ../../nbs/cohort/volumes.ipynb #f9fa5a9f
 class Segment(NamedTuple):
     "What a `.seg.nrrd` file says of one segment."
@@ -129,7 +124,6 @@ def _segments(header: dict) -> list[Segment]:
         Segment(about(n, 'Name', f'segment {n + 1}').strip(), int(about(n, 'LabelValue', 1)), int(about(n, 'Layer', n)))
         for n in numbers
     ]
-
 
 # %% ../../nbs/cohort/volumes.ipynb #de957fcc
 _TYPES = {'CHAR': 'i1', 'UCHAR': 'u1', 'SHORT': 'i2', 'USHORT': 'u2', 'INT': 'i4', 'UINT': 'u4'}
@@ -164,7 +158,6 @@ def _metaimage_header(path: Path) -> _Header:
         header.end = file.tell()
     return header
 
-
 # %% ../../nbs/cohort/volumes.ipynb #84c575af
 def _metaimage_bytes(path: Path, header: _Header) -> bytes:
     "The numbers as they are stored, decompressed"
@@ -193,7 +186,6 @@ def _metaimage_values(path: Path, header: _Header) -> np.ndarray:
         found = found[-size:]
     return np.frombuffer(found[:size], dtype).reshape(shape, order='F').astype(dtype.newbyteorder('='), copy=False)
 
-
 # %% ../../nbs/cohort/volumes.ipynb #8798d821
 def _open_metaimage(path: Path) -> nib.Nifti1Image:
     header = _metaimage_header(path)
@@ -205,7 +197,6 @@ def _open_metaimage(path: Path) -> nib.Nifti1Image:
     steps = np.reshape(directions, (3, 3)) * np.array(spacing)[:, None]
     return _image(values, steps, origin, 'LPS')
 
-
 # %% ../../nbs/cohort/volumes.ipynb #cbaea495
 @lru_cache(maxsize=1)
 def _cached_image(path: Path, changed_ns: int) -> nib.Nifti1Image:
@@ -216,7 +207,6 @@ def _opened(path: Path) -> Any:
     if volume_kind(path) in ('nrrd', 'metaimage'):
         return _cached_image(path, path.stat().st_mtime_ns)
     return nib.load(path)
-
 
 # %% ../../nbs/cohort/volumes.ipynb #4316989e
 _NAMES = {'nifti': 'NIfTI', 'nrrd': 'NRRD', 'metaimage': 'MetaImage', '': 'NIfTI'}

@@ -29,7 +29,6 @@ from ..method.data import to_roi
 from ..settings import Settings
 from ..study.run import Run
 
-
 # %% ../../nbs/use/predict.ipynb #417ab0d9
 def _dicom_kind(path: Path) -> str:
     "The kind of a DICOM annotation."
@@ -53,7 +52,6 @@ def annotation_kind(
     table = table_kind(path) if path.suffix.lower() == '.csv' else None
     return kind_of_name(path) or table or _dicom_kind(path)
 
-
 # %% ../../nbs/use/predict.ipynb #06a4c5af
 def read_image(
     path: str | Path,  # DICOM, or a volume: NIfTI, NRRD, MetaImage
@@ -66,7 +64,6 @@ def read_image(
     if frame is None or frame >= len(slices):
         raise InputError(f'{path}: holds {len(slices)} slices; give the frame, 0 to {len(slices) - 1}, from the foot')
     return read_hu(slices[frame])
-
 
 # %% ../../nbs/use/predict.ipynb #68c987b0
 @dataclass(frozen=True)
@@ -82,7 +79,6 @@ class Prediction:
     def mean(self) -> pd.Series:
         "Average probability of each class over the classifiers."
         return self.probabilities.mean()
-
 
 # %% ../../nbs/use/predict.ipynb #2d467fa4
 @torch.no_grad()
@@ -101,7 +97,6 @@ def classify(
     x = to_roi(crop(ct.hu, box, settings.roi_size)[None], settings).as_subclass(torch.Tensor)[None]
     probs = {name: net.eval()(x).softmax(1)[0].tolist() for name, net in nets.items()}
     return Prediction(pd.DataFrame.from_dict(probs, orient='index', columns=list(CLASSES)), ct, mask, box)
-
 
 # %% ../../nbs/use/predict.ipynb #bb66c012
 def predict(
@@ -122,7 +117,6 @@ def predict(
     nets = {task.name: there.classifier(task) for task in tasks}
     return classify(nets, there.settings, image, annotation, segment, frame)
 
-
 # %% ../../nbs/use/predict.ipynb #fc11dea1
 def _draw_slice(p: Prediction, ax: Axes, window: tuple[float, float]) -> None:
     "The slice with the lesion's outline and the square that the networks saw."
@@ -139,7 +133,6 @@ def _draw_probabilities(p: Prediction, ax: Axes) -> None:
     ax.set(xlim=(0, 1))
     ax.set_title('probability: mean, and each classifier', fontsize=9)
     ax.invert_yaxis()
-
 
 # %% ../../nbs/use/predict.ipynb #df554ce4
 def draw(

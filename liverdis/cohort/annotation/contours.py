@@ -18,7 +18,6 @@ from .structures import SliceStack, Structure, select_structures
 from ..ct import read_dicom
 from ...core import InputError, brief
 
-
 # %% ../../../nbs/cohort/annotation/contours.ipynb #4be19946
 def fill_polygons(
     contours: Iterable[np.ndarray],  # each (N,2): row and column of its points, in pixels
@@ -31,7 +30,6 @@ def fill_polygons(
         inside[polygon(points[:, 0], points[:, 1], shape)] = True
         mask ^= inside
     return mask
-
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #971875da
 def is_pixel_chain(
@@ -56,7 +54,6 @@ def fill_chains(
         mask[polygon_perimeter(chain[:, 0], chain[:, 1], shape=shape)] = True
     return mask
 
-
 # %% ../../../nbs/cohort/annotation/contours.ipynb #67f1caa3
 def _rois(ds: Dataset, path: str | Path) -> dict[str, str]:
     "Number -> name of the ROIs"
@@ -71,7 +68,6 @@ def list_rtstruct(
 ) -> list[tuple[str, str]]:  # (key, name)
     "The ROIs of a structure set."
     return list(_rois(read_dicom(paths[0]), paths[0]).items())
-
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #98614a3d
 def referenced_series(
@@ -91,7 +87,6 @@ def _frames_of_reference(ds: Dataset) -> set[str]:
     of_rois = {str(r.get('ReferencedFrameOfReferenceUID')) for r in ds.StructureSetROISequence}
     return (of_file | of_rois) - {'None', ''}
 
-
 # %% ../../../nbs/cohort/annotation/contours.ipynb #58a6d3b7
 def _is_foreign(ds: Dataset, stack: SliceStack) -> bool:
     "Whether a structure set was drawn in another space than that of the slices"
@@ -99,7 +94,6 @@ def _is_foreign(ds: Dataset, stack: SliceStack) -> bool:
     if not s.frame_of_reference or not frames:
         return False
     return s.frame_of_reference not in frames and s.series_uid not in referenced_series(ds)
-
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #c861d0af
 def _points(contour: Dataset, path: str | Path) -> np.ndarray:  # (N,3) x, y, z in mm
@@ -109,7 +103,6 @@ def _points(contour: Dataset, path: str | Path) -> np.ndarray:  # (N,3) x, y, z 
         raise InputError(
             f"{path}: a contour is not a list of x, y, z ({brief(e)}); fetch it again from its source"
         ) from e
-
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #73d07473
 def _named_rank(contour: Dataset, stack: SliceStack) -> int | None:
@@ -121,7 +114,6 @@ def _named_rank(contour: Dataset, stack: SliceStack) -> int | None:
 def _encloses_pixels(contour: Dataset, points: np.ndarray) -> bool:
     return contour.get('ContourGeometricType') in ('CLOSED_PLANAR', 'CLOSEDPLANAR_XOR') and len(points) >= 3
 
-
 # %% ../../../nbs/cohort/annotation/contours.ipynb #6f4c4753
 def _check_distance(off_mm: np.ndarray, stack: SliceStack, rank: int, what: str) -> None:
     "`InputError` if a contour lies off the slice that it names"
@@ -130,7 +122,6 @@ def _check_distance(off_mm: np.ndarray, stack: SliceStack, rank: int, what: str)
         raise InputError(
             f"{what} lies {off:.1f} mm off the slice {s.where} that it names; save it in the geometry of the CT"
         )
-
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #7a505ad0
 _CHAINS = 'contours run through pixel centres, as rt-utils draws them: the pixels on the line are counted in'
@@ -180,13 +171,11 @@ class _Roi:
         notes = tuple(f'{n} {what}' for what, n in self.counts.items() if n)
         return Structure(key, self.name, {rank: mask for rank, mask in filled.items() if mask.any()}, notes)
 
-
 # %% ../../../nbs/cohort/annotation/contours.ipynb #b0f9f255
 def _contours(ds: Dataset) -> dict[str, Sequence[Dataset]]:
     "ROI number -> its contours"
     rois = ds.get('ROIContourSequence', [])
     return {str(r.get('ReferencedROINumber')): r.get('ContourSequence') or [] for r in rois}
-
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #bc04605d
 def read_rtstruct(

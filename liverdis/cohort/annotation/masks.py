@@ -32,7 +32,6 @@ from liverdis.cohort.annotation.structures import (
 from ..ct import SliceHeader, read_dicom, read_pixels
 from ...core import InputError, brief
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #290bd5fd
 def _is_plain(ds: pydicom.Dataset) -> bool:
     "Whether the pixels are uncompressed, one byte each, of one frame"
@@ -49,7 +48,6 @@ def _stored_values(ds: pydicom.Dataset, path: Path) -> np.ndarray:
     if _is_plain(ds):
         return np.frombuffer(ds.PixelData, np.uint8, ds.Rows * ds.Columns).reshape(ds.Rows, ds.Columns)
     return read_pixels(ds, path)
-
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #95171843
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,6 @@ def _mask_files(
             place = ds.get('ImagePositionPatient'), ds.get('ImageOrientationPatient')
             yield _MaskFile(path, _stored_values(ds, path), *place)
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #dcc4b092
 def _require_binary(file: _MaskFile) -> None:
     "`InputError` if the file holds more than one value besides 0"
@@ -91,12 +88,10 @@ def _require_binary(file: _MaskFile) -> None:
             "give the mask's file, with a folder for each structure"
         )
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #5497a123
 def _agree(a: Sequence[float] | None, b: Sequence[float] | None, atol: float) -> bool:
     "Whether two positions or orientations are the same, or one is not given"
     return not a or not b or tuple(a) == tuple(b) or np.allclose(np.asarray(a, float), np.asarray(b, float), atol=atol)
-
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #5f59c9bd
 def _rank_of_file(
@@ -115,7 +110,6 @@ def _fits(file: _MaskFile, s: SliceHeader) -> bool:
     here = _agree(file.position_mm, s.position_mm, SAME_PLACE_MM)
     return here and _agree(file.orientation, s.orientation, 1e-3)
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #6a6badc9
 def _misplaced(file: _MaskFile, stack: SliceStack, rank: int | None) -> InputError:
     "The error for a mask file that lies on no slice"
@@ -130,14 +124,12 @@ def _misplaced(file: _MaskFile, stack: SliceStack, rank: int | None) -> InputErr
         found = f'lies at {tuple(map(float, file.position_mm))} mm, where the series has no slice'
     return InputError(f"{file.path}: {found}; pair files of one position")
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #503348f8
 def list_dicom_mask(
     paths: Sequence[str | Path],  # all files of one mask folder
 ) -> list[tuple[str, str]]:  # (key, name)
     "The one structure of a mask folder, named as the folder is."
     return [('', Path(paths[0]).parent.name)]
-
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #ef8bcdd9
 def _is_beyond(file: _MaskFile, stack: SliceStack) -> bool:
@@ -152,7 +144,6 @@ def _add_mask(masks: dict[int, np.ndarray], rank: int, mask: np.ndarray, path: P
     if rank in masks and (mask != masks[rank]).any():
         raise InputError(f"{path}: lies where another mask of its folder does; keep one structure in a folder")
     masks[rank] = mask
-
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #1d2de0b3
 def read_dicom_mask(
@@ -179,7 +170,6 @@ def read_dicom_mask(
         raise beyond[0]
     return [Structure(key, name, dict(sorted(masks.items())), beyond_note(len(beyond)))]
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #9b2a20fc
 PICTURE_KINDS = {  # suffix -> a word of `ANNOTATION_KINDS`
     '.png': 'png-mask', '.tif': 'tiff-mask', '.tiff': 'tiff-mask', '.jpg': 'jpeg-mask', '.jpeg': 'jpeg-mask',
@@ -199,7 +189,6 @@ def _one_channel(image: np.ndarray, path: str | Path) -> np.ndarray:
         )
     return np.where(codes > 0, 255, 0).astype(np.uint8)
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #9bae7fd1
 def _has_area(mask: np.ndarray) -> bool:
     "Whether a mask holds a block of 3 x 3 pixels"
@@ -218,7 +207,6 @@ def _sharpened(image: np.ndarray, path: str | Path) -> np.ndarray:
             "blurred away; save the mask as PNG"
         )
     return np.where(2 * grey.astype(int) >= max(top, 1), 255, 0).astype(np.uint8)
-
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #e46405a1
 class _Picture(NamedTuple):
@@ -244,7 +232,6 @@ def _picture(path: str | Path) -> _Picture:
         return _Picture(_sharpened(image, path), lossy)
     return _Picture(whole_numbers(image if image.ndim == 2 else _one_channel(image, path), path), lossy)
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #0561b14b
 @lru_cache(maxsize=1)
 def _cached_pictures(paths: tuple, changed: tuple) -> list[_Picture]:
@@ -255,7 +242,6 @@ def _pictures(paths: Sequence[str | Path]) -> list[_Picture]:
     changed = [Path(p).stat().st_mtime_ns if Path(p).exists() else 0 for p in paths]
     return _cached_pictures(tuple(paths), tuple(changed))
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #234fd8fe
 def _picture_labels(paths: Sequence[str | Path]) -> Labels:
     "The structures in the pictures of one stem"
@@ -263,14 +249,12 @@ def _picture_labels(paths: Sequence[str | Path]) -> Labels:
     stem = re.sub(r'[\W_]*\d+$', '', first.stem) or first.parent.name
     return Labels.of_values(stem, label_values([p.values for p in _pictures(paths)], first))
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #78e0a911
 def list_pictures(
     paths: Sequence[str | Path],  # one picture, or the pictures of a folder
 ) -> list[tuple[str, str]]:  # (key, name)
     "The structures in pictures: one, or one for each grey value."
     return list(_picture_labels(paths).listed().items())
-
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #518e9dad
 def _numbers(paths: Sequence[str | Path]) -> list[int]:
@@ -284,7 +268,6 @@ def _numbers(paths: Sequence[str | Path]) -> list[int]:
         )
     return numbers
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #c58b36a1
 def _instances(stack: SliceStack, where: str | Path) -> list[int]:
     "InstanceNumber of each slice; `InputError` unless each has its own"
@@ -296,7 +279,6 @@ def _instances(stack: SliceStack, where: str | Path) -> list[int]:
             "use another kind of mask"
         )
     return instances
-
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #1a569ef9
 class _Pairing(NamedTuple):
@@ -322,7 +304,6 @@ def _pair_by_number(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     rank_of = dict(zip(sorted(numbers), in_order))
     return _Pairing([rank_of[n] for n in numbers], ('pictures paired with slices in the order of their numbers',))
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #7f4535c5
 def _pair(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     "The slices of pictures, by the first rule that holds"
@@ -333,14 +314,12 @@ def _pair(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
         return _Pairing([ranks[0] for ranks in named])
     return _pair_by_number(paths, stack)
 
-
 # %% ../../../nbs/cohort/annotation/masks.ipynb #3af0e525
 def _check_picture(values: np.ndarray, s: SliceHeader, path: str | Path) -> None:
     "`InputError` for a picture of another shape than its slice, or drawn in black on white"
     check_shape(values, s, path)
     if values[[0, 0, -1, -1], [0, -1, 0, -1]].all():
         raise InputError(f"{path}: its corners are not black, so it is drawn on white or is no mask; save it on black")
-
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #bac91550
 def read_pictures(

@@ -28,7 +28,6 @@ from ..ct import CTSlice, SliceHeader
 from ..volumes import volume_kind
 from ...core import InputError
 
-
 # %% ../../../nbs/cohort/annotation/readers.ipynb #53037a6c
 class _Format(NamedTuple):
     "The two functions of a format"
@@ -54,7 +53,6 @@ def _format(kind: str, path: str | Path) -> _Format:
         raise InputError(f"{path}: annotation kind {kind!r} is not known; give one of {', '.join(ANNOTATION_KINDS)}")
     return _FORMATS[kind]
 
-
 # %% ../../../nbs/cohort/annotation/readers.ipynb #3baf9c84
 def list_structures(
     paths: Sequence[str | Path],  # one file; for masks with a file per slice, all files of the structure
@@ -62,7 +60,6 @@ def list_structures(
 ) -> list[tuple[str, str]]:  # (key, name)
     "What an annotation outlines, without reading outlines where the format allows."
     return _format(kind, paths[0]).names(list(paths))
-
 
 # %% ../../../nbs/cohort/annotation/readers.ipynb #c11b794b
 def given_labels(
@@ -79,7 +76,6 @@ def kind_of_name(
     "The kind of an annotation by the suffix of its name."
     return volume_kind(path) or PICTURE_KINDS.get(Path(path).suffix.lower())
 
-
 # %% ../../../nbs/cohort/annotation/readers.ipynb #7bd95782
 def read_structures(
     paths: Sequence[str | Path],  # as for `list_structures`
@@ -93,7 +89,6 @@ def read_structures(
     if kind == 'dicom-mask':
         return read(list(paths), stack, keys, headers)
     return read(list(paths), stack, keys)
-
 
 # %% ../../../nbs/cohort/annotation/readers.ipynb #968b269f
 def read_mask(

@@ -34,14 +34,12 @@ from liverdis.cohort.annotation.structures import (
 from ..ct import SliceHeader, read_dicom
 from ...core import InputError
 
-
 # %% ../../../nbs/cohort/annotation/seg.ipynb #b911c4a8
 def _read_seg_file(path: str | Path, pixels: bool = True) -> Dataset:
     ds = read_dicom(path, pixels)
     if ds.get('Modality') != 'SEG' or not ds.get('SegmentSequence') or 'PerFrameFunctionalGroupsSequence' not in ds:
         raise InputError(f"{path}: not a DICOM Segmentation, or cut short; give the whole SEG file")
     return ds
-
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #568d9d9d
 def _segments(ds: Dataset) -> dict[str, str]:
@@ -54,14 +52,12 @@ def _segments(ds: Dataset) -> dict[str, str]:
     uses = Counter(labels.values())
     return {key: f'{label}:{key}' if uses[label] > 1 else label for key, label in labels.items()}
 
-
 # %% ../../../nbs/cohort/annotation/seg.ipynb #a2d0b386
 def list_seg(
     paths: Sequence[str | Path],  # one SEG file
 ) -> list[tuple[str, str]]:  # (key, name)
     "The segments of a SEG, without reading its pixels."
     return list(_segments(_read_seg_file(paths[0], pixels=False)).items())
-
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #8c59ac4a
 _FIELDS = {  # field -> (sequence, attribute in it)
@@ -89,7 +85,6 @@ def _group_fields(
             values[field] = tuple(map(float, value)) if isinstance(value, MultiValue) else value
     return values
 
-
 # %% ../../../nbs/cohort/annotation/seg.ipynb #5886e84c
 _DERIVATION = Tag('DerivationImageSequence')
 
@@ -105,7 +100,6 @@ def _mentions(group: Dataset, s: SliceHeader) -> bool:
 def _source_images(group: Dataset) -> list[Dataset]:
     derivations = group.get('DerivationImageSequence', [])
     return [s for d in derivations for s in d.get('SourceImageSequence', [])]
-
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #6846bad9
 def _frame_rank(
@@ -131,7 +125,6 @@ def _frame_rank(
     names_others = sources and not any(str(s.get('ReferencedSOPInstanceUID')) in stack.by_uid for s in sources)
     return None if names_others and not same_space else here
 
-
 # %% ../../../nbs/cohort/annotation/seg.ipynb #afea9a6b
 @dataclass(frozen=True, eq=False)
 class _Frame:
@@ -145,7 +138,6 @@ class _Frame:
 
 def _shares_space(ds: Dataset, s: SliceHeader) -> bool:
     return bool(s.frame_of_reference) and ds.get('FrameOfReferenceUID') == s.frame_of_reference
-
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #68a6db17
 def _seg_frames(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection[str]) -> Iterator[_Frame]:
@@ -165,7 +157,6 @@ def _seg_frames(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collec
         rank = _frame_rank(sources, header.position_mm, same_space, stack, Path(path))
         yield _Frame(index, header, segment, rank)
 
-
 # %% ../../../nbs/cohort/annotation/seg.ipynb #2c35aa17
 def _decoded(ds: Dataset, path: str | Path, indices: list[int]) -> Iterator[np.ndarray]:  # (H,W) each
     "The stored values of some frames"
@@ -179,7 +170,6 @@ def _decoded(ds: Dataset, path: str | Path, indices: list[int]) -> Iterator[np.n
     except Exception as e:  # every decoder has errors of its own
         syntax = ds.file_meta.TransferSyntaxUID.name
         raise InputError(f"{path}: frames cannot be decoded ({syntax}); fetch it again, or save it uncompressed") from e
-
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #26502f6e
 class _Plane(NamedTuple):
@@ -200,7 +190,6 @@ def _fraction_note(ds: Dataset) -> tuple[str, ...]:
         return ()
     return (f"{str(ds.get('SegmentationFractionalType', 'fraction')).lower()} of at least one half",)
 
-
 # %% ../../../nbs/cohort/annotation/seg.ipynb #ac5d9ccb
 def _planes(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection[str]) -> dict[str, list[_Plane]]:
     "The masks of the wanted segments, each on the plane of its frame"
@@ -213,7 +202,6 @@ def _planes(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection
                 planes[key].append(_Plane(frame.header, frame.rank, mask))
     return planes
 
-
 # %% ../../../nbs/cohort/annotation/seg.ipynb #6f58ffe8
 def _has_geometry(h: SliceHeader) -> bool:
     return None not in (h.position_mm, h.orientation, h.spacing_mm)
@@ -225,13 +213,11 @@ def _on_own_slice(plane: _Plane, stack: SliceStack, rank: int, path: str | Path)
         return resample_slice(plane.mask, plane.header, s, path)
     return SliceMask(check_shape(plane.mask, s, path), False, True)
 
-
 # %% ../../../nbs/cohort/annotation/seg.ipynb #b5daf540
 def _needs_volume(planes: Sequence[_Plane], stack: SliceStack) -> bool:
     if not planes or len(stack.slices) == 1:
         return False
     return all(p.rank is None and _has_geometry(p.header) for p in planes)
-
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #38c8c2b0
 def _n_beyond(planes: Sequence[_Plane], stack: SliceStack) -> int:
@@ -261,7 +247,6 @@ def _seg_structure(
     notes += ((RESAMPLED_NOTE,) if resampled else ()) + beyond_note(beyond)
     return Structure(key, name, dict(sorted(masks.items())), notes)
 
-
 # %% ../../../nbs/cohort/annotation/seg.ipynb #8909a2b7
 def _is_about(ds: Dataset, stack: SliceStack) -> bool:
     "Whether a SEG was drawn on the series, or in the frame of reference, of these slices"
@@ -270,7 +255,6 @@ def _is_about(ds: Dataset, stack: SliceStack) -> bool:
     if frame and s.frame_of_reference:
         return frame == s.frame_of_reference
     return not series or s.series_uid in series
-
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #fd35142d
 def read_seg(

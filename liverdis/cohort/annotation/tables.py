@@ -20,7 +20,6 @@ from .contours import fill_polygons
 from .structures import SliceStack, Structure, select_structures
 from ...core import InputError, brief
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #7b652433
 def _encoding(start: bytes) -> str:
     "The encoding of a table that begins with some bytes"
@@ -50,7 +49,6 @@ def _read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
     except ValueError as e:
         raise InputError(f"{path}: is not a CSV table ({brief(e)}); save it as comma-separated UTF-8 text") from e
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #09888fab
 def read_table(
     path: str | Path,  # CSV
@@ -60,7 +58,6 @@ def read_table(
     if not isinstance(df.index, pd.RangeIndex):
         raise InputError(f"{path}: its rows have more cells than the first row has names; name every column")
     return df
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #c99cf351
 _ALSO = {  # our name -> other names, without capitals and signs
@@ -95,7 +92,6 @@ def _our_columns(
             found[column] = ours
     return found
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #f270ecbc
 _DEEPLESION = {'File_name', 'Bounding_boxes'}  # columns that no other table has
 
@@ -117,7 +113,6 @@ def table_kind(
         return 'boxes'
     return 'polygons' if 'lesion' in ours and ours & {'row', 'x_mm'} else None
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #9083b7de
 def _from_deeplesion(df: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     "DeepLesion's table with the columns lesion, image and those of a box"
@@ -131,7 +126,6 @@ def _from_deeplesion(df: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     lesion = df.File_name + ':' + number + ' type' + kind
     box = dict(col_min=np.ceil(x1), row_min=np.ceil(y1), col_max=np.floor(x2), row_max=np.floor(y2))
     return df.assign(lesion=lesion, image=df.File_name, **box)
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #53f92c64
 def _number_columns(df: pd.DataFrame, names: Sequence[str], path: str | Path) -> np.ndarray:  # (N, columns) float
@@ -149,7 +143,6 @@ def _number_columns(df: pd.DataFrame, names: Sequence[str], path: str | Path) ->
         raise InputError(f"{path}: row {df.index[row] + 2}, {names[column]}: found {found!r}; give numbers")
     return values
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #25823bc1
 def _with_our_columns(path: str | Path) -> pd.DataFrame:
     "A table with the names of columns used here, and points for decimal commas"
@@ -165,7 +158,6 @@ def _from_corner_and_size(df: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     "A table of x, y, width and height with the columns of a box"
     x, y, width, height = _number_columns(df, ['x', 'y', 'width', 'height'], path).T
     return df.assign(col_min=x, row_min=y, col_max=x + width - 1, row_max=y + height - 1)
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #99926a86
 def _with_lesions(df: pd.DataFrame, path: str | Path) -> pd.DataFrame:
@@ -199,7 +191,6 @@ def lesion_table(
     path = Path(path)
     return _cached_table(path, path.stat().st_mtime_ns if path.exists() else 0).copy(deep=False)
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #56db11be
 def list_table(
     paths: Sequence[str | Path],  # one CSV
@@ -222,7 +213,6 @@ def table_labels(
         raise InputError(f"{paths[0]}: lesion {twice.iloc[0]} has the labels {both}; give it one")
     return dict(zip(given.lesion, given.label))
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #79c529ba
 def _z_distance(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndarray:  # (N, slices) mm
     "How far each row lies from each slice"
@@ -234,7 +224,6 @@ def _z_distance(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.nda
 
 def _ranks_by_z(distance: np.ndarray, stack: SliceStack) -> np.ndarray:
     return np.where(distance.min(1) <= stack.step_mm / 2 + 1e-3, distance.argmin(1), -1)
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #6085887a
 def _require_one_slice(ranks: dict[str, list[int]], path: str | Path) -> None:
@@ -249,7 +238,6 @@ def _nearest(ranks: list[int], distance: np.ndarray) -> int:
     "The one of `ranks` that is nearest, -1 if there is none"
     return ranks[int(distance[ranks].argmin())] if ranks else -1
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #a42288da
 def _row_ranks(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndarray:  # (N,) int
     "Rank of the slice of each row, -1 for a row of another image"
@@ -261,7 +249,6 @@ def _row_ranks(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndar
         return np.array([_nearest(named[name], d) for name, d in zip(df.image, distance)], int)
     _require_one_slice(named, path)
     return np.array([named[name][0] if named[name] else -1 for name in df.image], int)
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #6ec32cd0
 class _Rows(NamedTuple):
@@ -279,7 +266,6 @@ def _asked_rows(path: str | Path, stack: SliceStack, keys: Iterable[str] | None)
     ranks = _row_ranks(df, stack, path)
     return _Rows(df[ranks >= 0], ranks[ranks >= 0], lesions)
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #115e8f34
 class _PointColumns(NamedTuple):
     "The columns that hold a point, in pixels or in millimetres"
@@ -291,7 +277,6 @@ class _PointColumns(NamedTuple):
 _VERTEX = _PointColumns(('row', 'col'), ('x_mm', 'y_mm'))
 _FIRST = _PointColumns(('row_min', 'col_min'), ('x_min_mm', 'y_min_mm'))
 _LAST = _PointColumns(('row_max', 'col_max'), ('x_max_mm', 'y_max_mm'))
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #9ae1ef84
 def _at_pixels(
@@ -314,7 +299,6 @@ def _at_pixels(
         found[here] = s.to_pixels(points)[:, :2]
     return found
 
-
 # %% ../../../nbs/cohort/annotation/tables.ipynb #10815add
 def _box_pixels(rows: _Rows, stack: SliceStack, path: str | Path) -> np.ndarray:  # (N,4) int
     "First row, first column, last row and last column of each box"
@@ -324,7 +308,6 @@ def _box_pixels(rows: _Rows, stack: SliceStack, path: str | Path) -> np.ndarray:
     else:
         ends = [np.rint(np.minimum(first, last)), np.rint(np.maximum(first, last))]
     return np.column_stack(ends).astype(int)
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #29bdd58d
 def _box_mask(box: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray:
@@ -338,7 +321,6 @@ def _box_mask(box: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray
     mask = np.zeros(shape, bool)
     mask[max(0, r0) : r1 + 1, max(0, c0) : c1 + 1] = True
     return mask
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e7671020
 def read_boxes(
@@ -354,7 +336,6 @@ def read_boxes(
         mask = _box_mask(box, stack.slices[rank].shape, f'{path}: row {index + 2}')
         masks[lesion][int(rank)] = masks[lesion].get(int(rank), False) | mask
     return [Structure(k, k, dict(sorted(on.items())), ('a box, no outline',)) for k, on in masks.items()]
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #470b0084
 def read_polygons(
@@ -376,7 +357,6 @@ def read_polygons(
         else:
             polygons[lesion][int(rank)].append(points[vertices])
     return [_filled(lesion, polygons[lesion], short[lesion], stack) for lesion in rows.lesions]
-
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e5fac222
 def _filled(lesion: str, polygons: dict[int, list], n_short: int, stack: SliceStack) -> Structure:
