@@ -53,13 +53,14 @@ def _header(
     series: int,  # 1 for the CT, 2 and 3 for the masks
     k: int,  # slice, from 0 at the foot
     n: int,  # slices
+    phase: str,  # of contrast, as a technician would write it
 ) -> dict:
     "The DICOM attributes of one slice."
     return dict(
         PatientBirthDate='19570713',
         InstanceNumber=n - k,  # from head to foot
         RescaleIntercept=-1000 if series == 1 else 0,
-        SeriesDescription='Abdomen portal venous',
+        SeriesDescription=f'Abdomen {phase}',
         StudyInstanceUID=f'1.2.{seed}.0',
         SeriesInstanceUID=f'1.2.{seed}.{series}',
         SOPInstanceUID=f'1.2.{seed}.{series}.{k}',
@@ -75,19 +76,21 @@ def write_example(
     lesions: tuple | list = (),  # (slice, row, column, radius) of growths in pixels; a slice is two pixels high
     n: int = 16,  # slices
     size: int = 160,  # rows and columns
+    growth_hu: float = 60,
+    phase: str = 'portal venous',  # in the description of the series
 ) -> None:
     "Write CT slices and mask folders of one made-up patient with a liver, laid out as in 3D-IRCADb."
     rng = np.random.default_rng(seed)
     for k in range(n):
         body, liver, growths = _anatomy(k, n, size, lesions)
-        series = {'PATIENT_DICOM': _scan(body, liver, growths, rng), 'MASKS_DICOM/liver': 255 * liver}
+        series = {'PATIENT_DICOM': _scan(body, liver, growths, rng, growth_hu), 'MASKS_DICOM/liver': 255 * liver}
         if lesions:
             series['MASKS_DICOM/livertumor'] = 255 * growths
         for number, (path, values) in enumerate(series.items(), 1):
             file = Path(folder) / path / f'image_{n - k}'
             file.parent.mkdir(parents=True, exist_ok=True)
             names = dict(PatientName=name, PatientID=patient_id)
-            write_slice(file, values, (0.9, 0.9), (-70, -70, 4.0 * k), **names, **_header(seed, number, k, n))
+            write_slice(file, values, (0.9, 0.9), (-70, -70, 4.0 * k), **names, **_header(seed, number, k, n, phase))
 
 # %% ../../nbs/cohort/example.ipynb #62b1966d
 _GROWTH_HU = {'cyst': 8, 'metastasis': 60, 'hemangioma': 165}
