@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -330,6 +331,18 @@ def test_a_stop_in_the_middle_costs_no_finished_patient(tmp_path, monkeypatch):
     assert ingest(tmp_path / 'src', tmp_path / 'out', rules('livertumor,cyst')).redone == 1
     (tmp_path / 'out.private.csv').unlink()  # nothing is known any more: all are made again
     assert ingest(tmp_path / 'src', tmp_path / 'out', rules('livertumor,cyst')).redone == 3
+
+
+def test_a_zip_holds_the_same_patients_again(tmp_path):
+    "It is unpacked to another folder each time, which neither ids nor codes may depend on"
+    for name, pid in (('a', ''), ('b', 'MRN-0815')):
+        write_example(tmp_path / 'src' / name, '', pid, ord(name), [(6, 62, 46, 9)])
+    (tmp_path / 'src/b/PATIENT_DICOM/broken.dcm').write_bytes(b'no dicom')
+    shutil.make_archive(str(tmp_path / 'export'), 'zip', tmp_path / 'src')
+    first, again = (ingest(tmp_path / 'export.zip', tmp_path / 'out', rules('livertumor,cyst')) for _ in '12')
+    assert (first.redone, again.redone) == (2, 0) and first.skipped.equals(again.skipped)
+    assert [str(p) for p in again.sources.values()] == [f'{tmp_path}/export.zip/b/PATIENT_DICOM/broken.dcm']
+    assert 'liverdis-' not in (tmp_path / 'out.private.csv').read_text()
 
 
 # healthy squares are as large as lesions
