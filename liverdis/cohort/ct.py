@@ -178,11 +178,13 @@ def read_pixels(
 # %% ../../nbs/cohort/ct.ipynb #264cfbbe
 def _hounsfield(ds: Dataset, flat: Dataset, stored: np.ndarray) -> np.ndarray:
     "Stored values to HU: padding is air, nothing is below air."
-    hu = stored.astype(np.float32) * np.float32(flat.RescaleSlope) + np.float32(flat.RescaleIntercept)
+    hu = stored.astype(np.float32)
+    hu *= np.float32(flat.RescaleSlope)
+    hu += np.float32(flat.RescaleIntercept)
     if (pad := ds.get('PixelPaddingValue')) is not None:
         low, high = sorted((pad, ds.get('PixelPaddingRangeLimit', pad)))
         hu[(stored >= low) & (stored <= high)] = AIR
-    return hu.clip(AIR)
+    return np.maximum(hu, AIR, out=hu)
 
 
 # %% ../../nbs/cohort/ct.ipynb #751bd077
