@@ -872,6 +872,21 @@ def _write_manifest(
 
 
 # %% ../../nbs/cohort/ingest.ipynb #f35c2347
+def _skipped_files(
+    context: _Context,
+    patients: Iterable[_Patient],
+    problems: list[Problem],
+    codes: set[str],  # of the files
+) -> dict[str, Path]:  # code to path, as the user knows it
+    "The files that are named by code in the table of what was skipped."
+    if not codes:
+        return {}
+    paths = {path for p in patients for path in p.files.files} | {p.path for p in problems}
+    coded = {file_code(path, context.src, context.ids): path for path in paths}
+    return {code: context.source.shown(coded[code]) for code in sorted(codes) if code in coded}
+
+
+# %% ../../nbs/cohort/ingest.ipynb #85b2da71
 def _write_private(
     context: _Context,
     patients: Iterable[_Patient],
@@ -959,9 +974,7 @@ def _finish(
     told = lambda reason: reason.replace(str(context.source.folder), str(context.source.given))
     details = {code: told(private.details[code]) for code in skipped.detail.unique() if code in private.details}
     measured = pd.DataFrame([c['measured'] for r in records for c in r['cases']])
-    paths = {path for p in patients.values() for path in p.files.files} | {p.path for p in problems}
-    codes = {file_code(path, context.src, context.ids): path for path in paths}
-    sources = {code: context.source.shown(codes[code]) for code in skipped.source.unique() if code}
+    sources = _skipped_files(context, patients.values(), problems, set(skipped.source) - {''})
     _write_private(context, patients.values(), names, details, sources)
     write_atomic(context.out / 'measurements.csv', measured.to_csv(index=False))
     write_atomic(context.out / 'skipped.csv', skipped.to_csv(index=False))
