@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -200,6 +201,21 @@ def test_mri_makes_no_cohort(tmp_path):
     (tmp_path / "LLD/labels/Annotation.json").write_text(json.dumps({"Annotation_info": {"MR-1": [series]}}))
     code, said = run("recipe", "lld-mmri", tmp_path / "LLD", "--out", tmp_path / "p")
     assert code == 2 and "cyst" in said and not (tmp_path / "p").exists()
+
+
+def test_mri_under_the_name_of_ct_is_refused(tmp_path):
+    "A volume with a dark background and no negative values, as MRI is saved, with a mask beside it"
+    rng, inside = np.random.default_rng(0), np.zeros((40, 40, 8))
+    inside[8:32, 8:32] = 1
+    tumour = np.zeros_like(inside)
+    tumour[15:22, 15:22, 2:6] = 1
+    mri = inside * rng.gamma(6, 80, inside.shape) + 300 * tumour
+    (tmp_path / "MR-1").mkdir()
+    for name, values in (("C+V", mri), ("tumour", tumour)):
+        nib.Nifti1Image(np.int16(values), np.diag([1, 1, 3, 1])).to_filename(tmp_path / f"MR-1/{name}.nii.gz")
+    (tmp_path / "labels.csv").write_text("name,label\ntumour*,cyst\n")
+    code, said = run("ingest", tmp_path / "MR-1", "--out", tmp_path / "c", "--labels", tmp_path / "labels.csv")
+    assert code == 2 and "Hounsfield units" in said and not (tmp_path / "c/manifest.csv").exists()
 
 
 # How real the phantom is

@@ -121,6 +121,17 @@ def _key_slice(
     )
 
 # %% ../../nbs/cohort/example.ipynb #ea5d517b
+def _tags(labels: Sequence[str]) -> dict:
+    "What LesaNet's file of tags would say of lesions of the liver: row i of the table is of the i-th class."
+    tags: dict[str, list] = {'term_list': _TERMS}
+    for part in ('train', 'val', 'test'):
+        rows = list(range(len(labels))) if part == 'train' else []
+        tags[f'{part}_lesion_idxs'] = rows
+        tags[f'{part}_relevant_labels'] = [[1, _TERMS.index(labels[i])] for i in rows]
+        tags[f'{part}_uncertain_labels'] = [[] for _ in rows]
+    return tags
+
+
 def write_deeplesion_example(
     folder: str | Path,  # made if missing
     labels: Sequence[str] = ('cyst', 'metastasis', 'hemangioma'),  # a patient with one growth for each
@@ -129,20 +140,14 @@ def write_deeplesion_example(
     pictures = [Path(folder) / f'Images_png/{n:06d}_01_01/{n + 60:03d}.png' for n in range(1, len(labels) + 1)]
     rows = [_key_slice(picture, n, label) for n, (picture, label) in enumerate(zip(pictures, labels), 1)]
     pd.DataFrame(rows).to_csv(Path(folder) / 'DL_info.csv', index=False)
-    tags = {'term_list': _TERMS}
-    for part in ('train', 'val', 'test'):
-        mine = range(len(labels)) if part == 'train' else []
-        tags[f'{part}_lesion_idxs'] = list(mine)
-        tags[f'{part}_relevant_labels'] = [[1, _TERMS.index(labels[i])] for i in mine]
-        tags[f'{part}_uncertain_labels'] = [[] for _ in mine]
-    (Path(folder) / 'tags.json').write_text(json.dumps(tags))
+    (Path(folder) / 'tags.json').write_text(json.dumps(_tags(labels)))
     return Path(folder) / 'tags.json'
 
 # %% ../../nbs/cohort/example.ipynb #d7726b09
 def _save_nifti(path: Path, slices: Sequence[np.ndarray]) -> None:
     "Slices, from the foot up, as a NIfTI file of integers: 0.9 mm pixels, 4 mm apart."
     path.parent.mkdir(parents=True, exist_ok=True)
-    volume = np.int16(np.round(slices)).transpose(2, 1, 0)
+    volume = np.asarray(np.round(slices), np.int16).transpose(2, 1, 0)
     nib.Nifti1Image(volume, np.diag([-0.9, -0.9, 4.0, 1.0])).to_filename(path)
 
 

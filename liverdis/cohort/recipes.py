@@ -9,7 +9,7 @@ __all__ = ['DEEPLESION_COUNTS', 'DEEPLESION_LIMITS', 'MCT_CLASSES', 'MCT_LIMITS'
 # %% ../../nbs/cohort/recipes.ipynb #2b6dbcf5
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,6 +161,15 @@ DEEPLESION_LIMITS = (
 )
 
 
+def _copy_rows(rows: pd.DataFrame, folder: Path, source: Path) -> list[str]:
+    "Write chosen rows of DL_info.csv with links to their pictures; the names that a reader gives to their lesions."
+    for name in rows.File_name.unique():
+        _link(folder / _picture(name), source / _picture(name))
+    boxes = rows.Bounding_boxes.map(_without_margin)
+    rows.drop(columns='label').assign(Bounding_boxes=boxes).to_csv(source / 'DL_info.csv', index=False)
+    return lesion_table(source / 'DL_info.csv').lesion.tolist()
+
+
 def deeplesion(
     folder: str | Path,  # with DL_info.csv and Images_png
     tags: str | Path,  # LesaNet's text_mined_labels_171_and_split.json
@@ -176,14 +185,9 @@ def deeplesion(
             f"{folder}: none of the {len(table)} lesions can be used ({'; '.join(notes)}); add the pictures"
         )
     source = _new_folder(out, folder)
-    for name in rows.File_name.unique():
-        _link(folder / _picture(name), source / _picture(name))
-    boxes = rows.Bounding_boxes.map(_without_margin)
-    rows.drop(columns='label').assign(Bounding_boxes=boxes).to_csv(source / 'DL_info.csv', index=False)
-    lesions = lesion_table(source / 'DL_info.csv').lesion
-    labels = pd.DataFrame({'name': lesions.values, 'label': rows.label.values})
-    labels.to_csv(out / 'labels.csv', index=False)
-    found = pd.DataFrame({'case_id': labels.name, 'patient_id': rows.Patient_index.values, 'label': labels.label})
+    lesions = pd.DataFrame({'name': _copy_rows(rows, folder, source), 'label': rows.label.values})
+    lesions.to_csv(out / 'labels.csv', index=False)
+    found = lesions.rename(columns={'name': 'case_id'}).assign(patient_id=rows.Patient_index.values)
     return Prepared(source, out / 'labels.csv', found, (*notes, *DEEPLESION_LIMITS), 'boxes')
 
 # %% ../../nbs/cohort/recipes.ipynb #c1b2eb32
@@ -228,14 +232,9 @@ def _mct_labels(kinds: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=['name', 'label', 'patient'])
 
 
-def mct_ltdiag(
-    folder: str | Path,  # with a folder a patient, or `mask` and `volume`
-    out: str | Path,  # folder to write
-) -> Prepared:
-    "The portal phase of MCT-LTDiag, with a label for each patient; `InputError` if the layout is another."
-    folder, out = Path(folder), Path(out)
+def _known_kinds(files: dict[str, dict[str, Path]], folder: Path) -> tuple[dict[str, str], list[str]]:
+    "The kind of tumour of each patient who can be used, and a note for each other."
     table, kinds, notes = _mct_kinds(folder), {}, []
-    files = {mask.parent.name: _mct_files(mask, folder) for mask in sorted(folder.rglob('mask_pvp.nii.gz'))}
     for case, found in files.items():
         kind = table.get(case, found['mask_pvp.nii.gz'].parent.parent.name)
         if 'pvp.nii.gz' not in found:
@@ -244,26 +243,29 @@ def mct_ltdiag(
             notes.append(f'{case}: no kind of tumour in the table or the folder above: left out')
         else:
             kinds[case] = kind
+    return kinds, notes
+
+
+def mct_ltdiag(
+    folder: str | Path,  # with a folder a patient, or `mask` and `volume`
+    out: str | Path,  # folder to write
+) -> Prepared:
+    "The portal phase of MCT-LTDiag, with a label for each patient; `InputError` if the layout is another."
+    folder, out = Path(folder), Path(out)
+    files = {mask.parent.name: _mct_files(mask, folder) for mask in sorted(folder.rglob('mask_pvp.nii.gz'))}
+    kinds, notes = _known_kinds(files, folder)
     if not kinds:
         why = f" ({'; '.join(notes[:3])})" if notes else ''
         raise InputError(
             f"{folder}: no patient of MCT-LTDiag can be used{why}; give the folder with the patients' folders"
         )
-    return _mct_prepared(files, kinds, folder, out, notes)
-
-
-def _mct_prepared(
-    files: dict[str, dict[str, Path]], kinds: dict[str, str], folder: Path, out: Path, notes: Iterable[str]
-) -> Prepared:
-    "Links and labels for the patients with a known kind of tumour."
     source = _new_folder(out, folder)
     for case in kinds:
         for name, path in files[case].items():
             _link(path, source / case / name)
     _mct_labels(kinds).to_csv(out / 'labels.csv', index=False)
-    lesions = pd.DataFrame(
-        {'case_id': list(kinds), 'patient_id': list(kinds), 'label': [MCT_CLASSES[k] for k in kinds.values()]}
-    )
+    lesions = pd.DataFrame([(case, case, MCT_CLASSES[kind]) for case, kind in kinds.items()])
+    lesions.columns = ['case_id', 'patient_id', 'label']
     return Prepared(source, out / 'labels.csv', lesions[lesions.label != 'avoid'], (*notes, *MCT_LIMITS), 'nifti')
 
 # %% ../../nbs/cohort/recipes.ipynb #6c0b62bc
@@ -279,27 +281,25 @@ LLD_CODES = {
 }
 
 
+def _lld_lesions(annotated: dict) -> Iterator[dict]:
+    "A row for each lesion on each series of LLD-MMRI."
+    for patient, all_series in annotated.items():
+        for series in all_series:
+            for number, lesion in series['annotation']['lesion'].items():
+                case, label = f'{patient}-{number}', LLD_CODES[int(lesion['category'])]
+                yield dict(case_id=case, patient_id=patient, phase=series['phase'], label=label)
+
+
 def lld_mmri_lesions(
     path: str | Path,  # labels/Annotation.json
 ) -> pd.DataFrame:  # a row for each lesion on each series: case_id, patient_id, phase, label
     "The lesions of LLD-MMRI by name of class; `InputError` if the file is another."
+    annotated = _read_json(Path(path))
     try:
-        return pd.DataFrame(
-            [
-                dict(
-                    case_id=f'{patient}-{number}',
-                    patient_id=patient,
-                    phase=series['phase'],
-                    label=LLD_CODES[int(lesion['category'])],
-                )
-                for patient, all_series in _read_json(Path(path))['Annotation_info'].items()
-                for series in all_series
-                for number, lesion in series['annotation']['lesion'].items()
-            ],
-            columns=['case_id', 'patient_id', 'phase', 'label'],
-        )
+        rows = list(_lld_lesions(annotated['Annotation_info']))
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise InputError(f"{path}: is not laid out as LLD-MMRI's annotations ({brief(e)}); give Annotation.json") from e
+    return pd.DataFrame(rows, columns=['case_id', 'patient_id', 'phase', 'label'])
 
 
 def lld_mmri(
