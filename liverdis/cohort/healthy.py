@@ -230,6 +230,9 @@ def _left_over(drawn, placed):
 
 
 # %% ../../nbs/cohort/healthy.ipynb #8737dfa9
+_DRAWS = 3  # of each number of sizes
+
+
 class Healthy(NamedTuple):
     "Healthy squares of one liver."
 
@@ -262,7 +265,8 @@ def place_healthy(
     matched = attempt(drawn)
     if matched is None:
         fitting = placer.fitting(sizes_mm)
-        fewer = (draw_sizes(fitting, number, rng) for number in range(n if fitting else 0, 0, -1))
+        numbers = np.repeat(range(n if fitting else 0, 0, -1), _DRAWS)
+        fewer = (draw_sizes(fitting, number, rng) for number in numbers)
         matched = next((placed for placed in map(attempt, fewer) if placed is not None), [])
     placer.placed, left = list(matched), _left_over(drawn, matched)
     extra_left = [d for d in sorted(extra_mm, reverse=True) if not placer.place(d)]
