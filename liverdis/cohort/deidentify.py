@@ -67,7 +67,10 @@ def _check_key(
         raise InputError(f"{path}: is a key of {8 * len(key)} bits, and 128 is the least; let ingest make one")
     mode = path.stat().st_mode & 0o777
     if os.name == 'posix' and mode & 0o077:
-        raise InputError(f"{path}: others may read this key (its mode is {mode:o}); run chmod 600 on it")
+        raise InputError(
+            f"{path}: others may read this key (its mode is {mode:o}); run chmod 600 on it, or keep it on a disk that "
+            "knows rights and give it as --key"
+        )
     return key
 
 
