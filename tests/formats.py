@@ -1,10 +1,13 @@
 """One mask written in every format, each by the library that others use for it.
 
-These are highdicom, nibabel, Pillow, pydicom, scikit-image and pandas.
+These are highdicom, nibabel, pynrrd, Pillow, pydicom, scikit-image and pandas; MetaImage is written as ITK does.
 """
+
+import zlib
 
 import highdicom as hd
 import nibabel as nib
+import nrrd as pynrrd
 import numpy as np
 import pandas as pd
 import pydicom
@@ -108,11 +111,57 @@ def nifti(folder, ct, masks, label='tumour', axes='RAS', value=1):
     image.as_reoriented(turn).to_filename(folder / f'{label}.nii.gz')
 
 
-def png_mask(folder, ct, masks, label='tumour'):
+def steps(ct):
+    "Of a volume of slices: mm from voxel to voxel, one row for each of columns, rows and slices"
+    d, last = ct[0], ct[-1]
+    along, down = np.array(d.ImageOrientationPatient, float).reshape(2, 3)
+    up = (np.array(last.ImagePositionPatient, float) - d.ImagePositionPatient) / max(1, len(ct) - 1)
+    return np.stack([along * d.PixelSpacing[1], down * d.PixelSpacing[0], up])
+
+
+def nrrd(folder, ct, masks, label='tumour'):
+    space = {'space': 'LPS', 'space directions': steps(ct), 'space origin': list(ct[0].ImagePositionPatient)}
+    pynrrd.write(str(folder / f'{label}.nrrd'), masks.astype(np.uint8).transpose(2, 1, 0), space)
+
+
+def metaimage(folder, ct, masks, label='tumour'):
+    size = np.linalg.norm(steps(ct), axis=1)
+    text = lambda values: ' '.join(f'{float(v):.12g}' for v in np.ravel(values))
+    header = f"""ObjectType = Image
+NDims = 3
+BinaryData = True
+BinaryDataByteOrderMSB = False
+CompressedData = True
+TransformMatrix = {text(steps(ct) / size[:, None])}
+Offset = {text(ct[0].ImagePositionPatient)}
+CenterOfRotation = 0 0 0
+AnatomicalOrientation = RAI
+ElementSpacing = {text(size)}
+DimSize = {text(masks.shape[::-1])}
+ElementType = MET_UCHAR
+ElementDataFile = LOCAL
+"""
+    (folder / f'{label}.mha').write_bytes(header.encode() + zlib.compress(masks.astype(np.uint8).tobytes()))
+
+
+def pictures(folder, ct, masks, label, suffix):
     "Pictures numbered as the slices' InstanceNumber, as CHAOS has them"
-    (folder / 'Ground').mkdir()
+    folder.mkdir()
     for k, i in enumerate(sorted(range(len(ct)), key=lambda i: int(ct[i].InstanceNumber))):
-        Image.fromarray(masks[i]).save(folder / 'Ground' / f'{label}_{k:03}.png')
+        picture = masks[i] if suffix == 'png' else (255 * masks[i]).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f'{label}_{k:03}.{suffix}')
+
+
+def png_mask(folder, ct, masks, label='tumour'):
+    pictures(folder / 'Ground', ct, masks, label, 'png')
+
+
+def tiff_mask(folder, ct, masks, label='tumour'):
+    pictures(folder / 'Tiff', ct, masks, label, 'tif')
+
+
+def jpeg_mask(folder, ct, masks, label='tumour'):
+    pictures(folder / 'Jpeg', ct, masks, label, 'jpg')
 
 
 def dicom_mask(folder, ct, masks, label='tumour'):
@@ -156,7 +205,11 @@ ALL = {
     'seg': seg,
     'rtstruct': rtstruct,
     'nifti': nifti,
+    'nrrd': nrrd,
+    'metaimage': metaimage,
     'png-mask': png_mask,
+    'tiff-mask': tiff_mask,
+    'jpeg-mask': jpeg_mask,
     'dicom-mask': dicom_mask,
     'polygons': polygons,
     'boxes': boxes,

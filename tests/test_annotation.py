@@ -230,7 +230,8 @@ def test_tables_in_millimetres(tmp_path):
     'content,said',
     [
         ('lesion,image,row_min,row_max,col_min\na,x,1,2,3\n', 'no column col_max'),
-        ('image,row_min\nx,1\n', 'no column lesion'),
+        ('image,row_min\nx,1\n', 'no column col_min'),
+        ('image,row,col\nx,1,2\n', 'no column lesion'),
         ('lesion,image,row_min,row_max,col_min,col_max\na,0.dcm,1,two,3,4\n', 'give numbers'),
     ],
 )
@@ -251,7 +252,7 @@ def test_rubbish_is_refused_in_one_line(tmp_path, kind):
     assert 'nowhere' in one_line(read_mask, tmp_path / 'nowhere', kind, '1', read_slice(tmp_path / '0.dcm'))
 
 
-# one mask, seven formats, and the ways in which it may end on the wrong slice
+# one mask, every format, and the ways in which it may end on the wrong slice
 
 
 @pytest.fixture
@@ -286,10 +287,14 @@ FILES = {
     'seg': ('seg.dcm', '1'),
     'rtstruct': ('rtstruct.dcm', '1'),
     'nifti': ('tumour.nii.gz', ''),
+    'nrrd': ('tumour.nrrd', ''),
+    'metaimage': ('tumour.mha', ''),
     'polygons': ('polygons.csv', 'tumour'),
     'boxes': ('boxes.csv', 'tumour'),
     'dicom-mask': ('MASKS_DICOM/tumour/*', ''),
     'png-mask': ('Ground/*', ''),
+    'tiff-mask': ('Tiff/*', ''),
+    'jpeg-mask': ('Jpeg/*', ''),
 }
 
 
@@ -316,7 +321,7 @@ def test_one_mask_in_every_format(drawn, written, kind):
             else [
                 f
                 for f in files
-                if kind == 'png-mask'
+                if kind in ('png-mask', 'tiff-mask', 'jpeg-mask')
                 and f.stem.endswith(f'_{7 - rank:03}')
                 or kind == 'dicom-mask'
                 and f.name == f'image_{8 - rank}'
@@ -326,10 +331,10 @@ def test_one_mask_in_every_format(drawn, written, kind):
 
 
 def test_a_manifest_of_all_formats(drawn, written, tmp_path):
-    "Rows of seven kinds over one slice give one region"
+    "Rows of all kinds over one slice give one region"
     rows = []
     for kind, (files, key) in written.items():
-        file = files[0] if len(files) == 1 else next(f for f in files if f.name in ('tumour_004.png', 'image_5'))
+        file = files[0] if len(files) == 1 else next(f for f in files if f.stem in ('tumour_004', 'image_5'))
         rows.append(
             dict(
                 case_id=kind,

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from liverdis.cohort.ct import write_slice
 from liverdis.cohort.folds import make_folds
-from liverdis.cohort.manifest import file_checksum, join_manifests, load_manifest, save_manifest
+from liverdis.cohort.joining import join_manifests
+from liverdis.cohort.manifest import file_checksum, load_manifest, save_manifest
 from liverdis.cohort.roi import load_rois
 from liverdis.cohort.sources import source_probe
 from liverdis.core import CLASSES, InputError

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core import CLASSES, InputError
 
+
 # %% ../../nbs/cohort/folds.ipynb #ff7eab8c
 def _parts(df, n, seed):
     "Number of the part (0..n-1) of each row: parts stratified by label, grouped by patient."
@@ -29,6 +30,7 @@ def _parts(df, n, seed):
             part[rows] = k
     return part
 
+
 # %% ../../nbs/cohort/folds.ipynb #d4754a43
 def _class_counts(df, part, n, classes):
     "How many lesions of each class each part holds, `(n, classes)`."
@@ -36,10 +38,16 @@ def _class_counts(df, part, n, classes):
     np.add.at(counts, (part, pd.Categorical(df.label, classes).codes), 1)
     return counts
 
+
 # %% ../../nbs/cohort/folds.ipynb #bfe1a7fa
+_TOO_FEW = "the training part of a fold cannot spare patients for validation; use fewer folds or more patients"
+
+
 def _validation(df, classes, share, seed):
     "Mask of the rows for validation: about `share` of each class, whole patients, every class left in training."
     n = min(10, df.label.value_counts().max(), df.patient_id.nunique())  # as many parts as a small cohort allows
+    if n < 2:
+        raise InputError(_TOO_FEW)
     part = _parts(df, n, seed)
     counts = _class_counts(df, part, n, classes)
     total = counts.sum(0)
@@ -48,10 +56,9 @@ def _validation(df, classes, share, seed):
     distance = np.abs(taken / total - share).sum(1)
     distance[(taken >= total).any(1)] = np.inf  # nothing of a class would be left
     if np.isinf(distance.min()):
-        raise InputError(
-            "the training part of a fold cannot spare patients for validation; use fewer folds or more patients"
-        )
+        raise InputError(_TOO_FEW)
     return np.isin(part, choices[distance.argmin()])
+
 
 # %% ../../nbs/cohort/folds.ipynb #a26939d2
 def _classes_to_split(df, n_folds):
@@ -70,6 +77,7 @@ def _classes_to_split(df, n_folds):
             )
     return classes
 
+
 # %% ../../nbs/cohort/folds.ipynb #47a1d202
 def _check_folds(folds, n_folds):
     "Each case is tested once, no patient has two roles in a fold, and every training part holds every class."
@@ -79,6 +87,7 @@ def _check_folds(folds, n_folds):
         assert (folds.groupby('patient_id')[k].nunique() == 1).all(), f"a patient has two roles in {k}"
         assert set(folds.label[folds[k] == 'train']) == set(folds.label), f"a class is missing in training, {k}"
 
+
 # %% ../../nbs/cohort/folds.ipynb #73383038
 def _roles(folds, k, classes, valid_share, seed):
     "The role of every row in fold `k`."
@@ -86,6 +95,7 @@ def _roles(folds, k, classes, valid_share, seed):
     rest = np.flatnonzero(folds.fold != k)
     role[rest[_validation(folds.iloc[rest], classes, valid_share, seed)]] = 'valid'
     return role
+
 
 # %% ../../nbs/cohort/folds.ipynb #55382f47
 def make_folds(

@@ -12,8 +12,8 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +22,57 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 
 from .. import __version__
-from .annotation.readers import list_structures, read_structures
+from .annotation.readers import given_labels, list_structures, read_structures
 from .annotation.structures import Structure
-from .case_files import Case, IngestOptions, PatientFolder, diameter_mm, save_patient, write_cases
+from .archives import Source, source_folder
+from liverdis.cohort.case_files import (
+    Case,
+    IngestOptions,
+    PatientFolder,
+    case_picture,
+    diameter_mm,
+    save_patient,
+    write_cases,
+)
 from .cases import LesionMask, case_slices, check_slices, split_lesions
-from .deidentify import Pseudonymizer, load_key, redact, without_path
+from .ct import read_hu, upright
+from liverdis.cohort.deidentify import (
+    Pseudonymizer,
+    file_code,
+    identifying_words,
+    load_key,
+    private_path,
+    public_text,
+    read_private,
+    structure_code,
+    write_private,
+)
+from .duplicates import overlapping
 from .healthy import GAP_MM, place_healthy
-from .labels import LabelRules
+from .labels import LABELS, LabelError, LabelRules, Named
 from .manifest import Manifest, save_manifest
 from .qc import write_qc
-from .roi import save_cached_rois
+from .roi import lesion_box, save_cached_rois
 from .scan import Annotation, PatientFiles, Problem, Series, scan_folder
 from ..core import CLASSES, InputError, brief, write_atomic
+
 
 # %% ../../nbs/cohort/ingest.ipynb #91c9ea1a
 @dataclass(frozen=True)
 class _Context:
     "What the work on every patient needs."
 
-    src: Path  # folder of the source
+    source: Source
     out: Path  # folder of the cohort
     labels: LabelRules
     ids: Pseudonymizer
     options: IngestOptions
+
+    @property
+    def src(self) -> Path:
+        "The folder of the source, or the one that it is unpacked to."
+        return self.source.folder
+
 
 # %% ../../nbs/cohort/ingest.ipynb #44d9b2ab
 def _patient_names(
@@ -58,7 +86,11 @@ def _patient_names(
     parts = {part for f in folders for part in Path(f).parts}
     return (pid, patient.key, *sorted(folders), *sorted(parts))
 
+
 # %% ../../nbs/cohort/ingest.ipynb #cd14b45d
+_LAYOUT = 2
+
+
 def _fingerprint(
     patient: PatientFiles,
     context: _Context,
@@ -66,7 +98,20 @@ def _fingerprint(
     "A hash of version, options and files."
     stats = [(path, path.stat()) for path in patient.files]
     files = [(os.path.relpath(path, context.src), s.st_size, s.st_mtime_ns) for path, s in stats]
-    return context.ids.code(json.dumps([__version__, asdict(context.options), files]), 32)
+    return context.ids.code(json.dumps([__version__, _LAYOUT, asdict(context.options), files]), 32)
+
+
+# %% ../../nbs/cohort/ingest.ipynb #35b6cf10
+def _known_words(
+    patient: PatientFiles,
+    src: Path,  # folder of the source
+) -> frozenset[str]:
+    "Words that may name a patient, and that no message in the cohort may hold."
+    identifiers = {a.series.identifiers for a in patient.annotations}
+    folders = {Path(os.path.relpath(path.parent, src)) for a in patient.annotations for path in a.paths}
+    folders |= {Path(os.path.relpath(a.series.folder, src)) for a in patient.annotations}
+    return identifying_words(' '.join(identifiers), folders)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #0e8651c8
 @dataclass(frozen=True, eq=False)
@@ -76,24 +121,29 @@ class _Patient:
     pid: str  # keyed id
     files: PatientFiles
     names: tuple[str, ...]  # by which a labels file may call it
+    known: frozenset[str]  # words that may name it
     fingerprint: str
 
     @classmethod
     def of(cls, files: PatientFiles, context: _Context) -> '_Patient':
         "A patient with its id, names and fingerprint."
-        pid = context.ids.code(files.key)
-        return cls(pid, files, _patient_names(files, pid, context.src), _fingerprint(files, context))
+        pid, src = context.ids.code(files.key), context.src
+        names, known = _patient_names(files, pid, src), _known_words(files, src)
+        return cls(pid, files, names, known, _fingerprint(files, context))
+
 
 # %% ../../nbs/cohort/ingest.ipynb #40f2af0c
 @dataclass(frozen=True, eq=False)
 class _Lesion:
     "A labelled lesion of a series."
 
-    structure: str  # its name, without identifiers
-    number: int  # in that structure, from 1 at the foot
+    structure: Named  # with its number in that structure
+    number: int  # in the series
     label: str  # one of the four classes
     mask: LesionMask
-    notes: tuple[str, ...]  # of the reader of its file
+    path: Path  # of its file
+    notes: tuple[str, ...]  # of the readers of its file
+
 
 # %% ../../nbs/cohort/ingest.ipynb #a8fac27d
 @dataclass(eq=False)
@@ -102,15 +152,36 @@ class _Labeller:
 
     rules: LabelRules
     patient: tuple[str, ...]  # its names
-    given: dict[str, str | None] = field(default_factory=dict)  # structure to label
+    ids: Pseudonymizer
+    given: dict[str, str | None] = field(default_factory=dict)  # what the rules said, by `Named.key`
+    names: dict[str, str] = field(default_factory=dict)  # code to name
+
+    def named(
+        self,
+        name: str,  # in the source
+        number: int | None = None,  # of a lesion in the structure
+    ) -> Named:
+        "A structure or lesion with its code, which is remembered."
+        code = structure_code(name, self.ids)
+        self.names[code] = name
+        return Named(name, code, number)
 
     def label(
         self,
-        *names: str,  # of the structure, from general to special
+        structure: Named,
     ) -> str | None:
-        "The label of a structure, remembered under its most special name."
-        self.given[names[-1]] = self.rules.of(names, self.patient)
-        return self.given[names[-1]]
+        "What the rules say of a structure or lesion, remembered under its code."
+        self.given[structure.key] = self.rules.of(structure, self.patient)
+        return self.given[structure.key]
+
+    def by_pattern(
+        self,
+        structure: Named,
+    ) -> str:  # '' if a line names the structure in full, or none decides
+        "The pattern with a placeholder that decided about a structure."
+        rule = self.rules.deciding(structure, self.patient)
+        return rule[0] if rule and not structure.in_full(rule[0]) else ''
+
 
 # %% ../../nbs/cohort/ingest.ipynb #6946db65
 @dataclass(eq=False)
@@ -125,7 +196,7 @@ class _Reading:
     liver: dict[int, np.ndarray] = field(default_factory=dict)  # rank of the slice to (H,W) bool
     avoid: dict[int, np.ndarray] = field(default_factory=dict)  # the same, of all that is neither liver nor ignored
     lesions: list[_Lesion] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of lesions, by structure
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of lesions, by name of the structure
 
     @property
     def spacing_mm(self) -> tuple[float, float]:
@@ -138,38 +209,95 @@ class _Reading:
         slices = self.series.slices
         return [s.normal_position_mm for s in slices] if slices[0].position_mm else [0.0]
 
+
+# %% ../../nbs/cohort/ingest.ipynb #28c0638e
+def _voxel_ml(
+    reading: _Reading,
+) -> float:  # NaN if the distance of slices is not known
+    "The volume of one voxel."
+    positions = reading.positions_mm
+    if len(positions) > 1:
+        step = float(np.median(np.diff(positions)))
+    else:
+        step = reading.series.slices[0].thickness_mm or float('nan')
+    row, col = reading.spacing_mm
+    return row * col * step / 1000
+
+
+# %% ../../nbs/cohort/ingest.ipynb #b060f4c6
+def _draw_unlabelled(
+    reading: _Reading,
+    structure: Named,
+    lesion: LesionMask,
+) -> tuple[str, str]:  # file in the patient's folder, and what the lesion is like; '' if it cannot be drawn
+    "Draw a lesion without a label on its largest slice."
+    rank = case_slices(lesion, 'largest')[0]
+    try:
+        ct = read_hu(reading.series.slices[rank])
+        ct, mask = upright(ct, lesion.on(rank, ct.hu.shape))
+        picture = case_picture(ct, mask, lesion_box(mask, reading.to.options.margin, ct.spacing_mm))
+    except InputError:
+        return '', ''
+    name = f"unlabelled-{reading.number}-{structure.key.replace('#', '-')}.jpg"
+    picture.save(reading.to.folder / name, quality=85)
+    return name, f'; the largest is {diameter_mm(mask, ct.spacing_mm):.0f} mm across, {ct.hu[mask].mean():.0f} HU'
+
+
 # %% ../../nbs/cohort/ingest.ipynb #b9b81dd4
 def _ask(
     reading: _Reading,
     name: str,  # of the structure
-    numbers: list[int],  # of its lesions without a label
+    unlabelled: dict[int, LesionMask],  # its lesions without a label, by number
     path: Path,  # of the annotation
 ) -> None:
     "Skip lesions without a label and say which line the labels file lacks."
-    one_of_several = len(numbers) == 1 and reading.counts[name] > 1
-    which = f'{name}#{numbers[0]}' if one_of_several else name
+    one_of_several = len(unlabelled) == 1 and reading.counts[name] > 1
+    structure = reading.labeller.named(name, *unlabelled if one_of_several else ())
+    largest = max(unlabelled.values(), key=lambda lesion: lesion.voxels.sum())
+    picture, looks = _draw_unlabelled(reading, structure, largest)
     words = '|'.join((*CLASSES[:3], 'avoid', 'ignore'))
-    reading.to.skip(which, path, f"{len(numbers)} lesion(s) or organ(s) without a label", f"{which},{words}")
+    reason = f"{len(unlabelled)} lesion(s) or organ(s) without a label{looks}"
+    reading.to.skip(structure.key, path, reason, f"{structure.key},{words}", picture=picture)
+
+
+# %% ../../nbs/cohort/ingest.ipynb #ca12175e
+_LIVER_ML = 500  # half a liver; a ball of 10 cm
+
+
+def _mistaken_for_lesion(
+    reading: _Reading,
+    lesion: _Lesion,
+) -> str:  # '' if it is none
+    "Why a labelled lesion is rather an organ."
+    volume = lesion.mask.voxels.sum() * _voxel_ml(reading)
+    pattern = reading.labeller.by_pattern(lesion.structure)
+    if not (pattern and volume >= _LIVER_ML):
+        return ''
+    by = f'{lesion.label} by the pattern {pattern!r}'
+    return f'is {volume:.0f} ml, as large as a liver, and {by}; write its name in full'
+
 
 # %% ../../nbs/cohort/ingest.ipynb #16af49c3
 def _add_lesions(
     reading: _Reading,
     structure: Structure,
-    name: str,  # of the structure, without identifiers
-    path: Path,  # of the annotation
+    given: str | None,  # class that the file itself gives
+    annotation: Annotation,
 ) -> None:
     "Separate the lesions of a structure and label each of them."
-    unlabelled = []
+    unlabelled, name, path = {}, structure.name, annotation.paths[0]
     for mask in split_lesions(structure.masks):
         reading.counts[name] += 1
-        number = reading.counts[name]
-        label = reading.labeller.label(name, f'{name}#{number}')
+        named = reading.labeller.named(name, reading.counts[name])
+        label = reading.labeller.label(named) or given
         if label in CLASSES:
-            reading.lesions.append(_Lesion(name, number, label, mask, structure.notes))
+            number, notes = sum(reading.counts.values()), (*annotation.notes, *structure.notes)
+            reading.lesions.append(_Lesion(named, number, label, mask, path, notes))
         elif label is None:
-            unlabelled.append(number)
+            unlabelled[reading.counts[name]] = mask
     if unlabelled:
         _ask(reading, name, unlabelled, path)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #280210f9
 def _unite(
@@ -180,23 +308,26 @@ def _unite(
     for rank, mask in masks.items():
         into[rank] = into[rank] | mask if rank in into else mask
 
+
 # %% ../../nbs/cohort/ingest.ipynb #4426322d
 def _add_structure(
     reading: _Reading,
     structure: Structure,
-    name: str,  # of the structure, without identifiers
-    label: str | None,
-    path: Path,  # of the annotation
+    label: str | None,  # that the rules give
+    given: str | None,  # class that the file itself gives
+    annotation: Annotation,
 ) -> None:
     "Put a structure where it belongs."
     if not structure.masks:
-        reading.to.skip(name, path, 'is empty on the slices of its series')
-    elif label == 'liver':
+        named = reading.labeller.named(structure.name)
+        reading.to.skip(named.key, annotation.paths[0], 'is empty on the slices of its series')
+    elif (label or given) == 'liver':
         _unite(reading.liver, structure.masks)
     else:
         _unite(reading.avoid, structure.masks)
-        if label != 'avoid':
-            _add_lesions(reading, structure, name, path)
+        if (label or given) != 'avoid':
+            _add_lesions(reading, structure, given, annotation)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #f044d78c
 _BATCH_BYTES = 2**30  # of masks in memory
@@ -212,6 +343,7 @@ def _batches(
     n = max(1, _BATCH_BYTES // (len(slices) * int(np.prod(slices[0].shape))))
     return [wanted[i : i + n] for i in range(0, len(wanted), n)]
 
+
 # %% ../../nbs/cohort/ingest.ipynb #fe59f85a
 def _read_batch(
     reading: _Reading,
@@ -219,14 +351,16 @@ def _read_batch(
     batch: list[tuple[str, str]],  # of (key, name)
 ) -> None:
     "Read those structures of a batch that are not to be ignored."
-    slices = reading.series.slices
-    names = {key: redact(name, reading.series.identifiers) for key, name in batch}
-    labels = {key: reading.labeller.label(name) for key, name in names.items()}
+    slices, labeller = reading.series.slices, reading.labeller
+    labels = {key: labeller.label(labeller.named(name)) for key, name in batch}
     wanted = [key for key, label in labels.items() if label != 'ignore']
     if not wanted:
         return
+    given = given_labels(annotation.paths, annotation.kind)
     for s in read_structures(annotation.paths, annotation.kind, slices, wanted, annotation.headers):
-        _add_structure(reading, s, names[s.key], labels[s.key], annotation.paths[0])
+        of_file = given.get(s.key)
+        _add_structure(reading, s, labels[s.key], of_file if of_file in LABELS else None, annotation)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #600e146a
 def _read_annotation(
@@ -237,8 +371,52 @@ def _read_annotation(
     try:
         for batch in _batches(annotation):
             _read_batch(reading, annotation, batch)
+    except LabelError:
+        raise
     except InputError as e:
         reading.to.skip(f'{annotation.kind} annotation', annotation.paths[0], str(e), failed=True)
+
+
+# %% ../../nbs/cohort/ingest.ipynb #b93200de
+def _lesion_id(
+    reading: _Reading,
+    lesion: _Lesion,
+) -> str:
+    "What a cohort calls a lesion: the patient, the series if there are several, class and number."
+    return f'{reading.prefix}-{lesion.label}-{lesion.number}'
+
+
+def _repeats(
+    lesions: list[_Lesion],  # of one series
+) -> dict[int, tuple[str, bool]]:  # index to the reason, and whether it is a failure
+    "The lesions to leave out because they are outlined twice."
+    found: dict[int, tuple[str, bool]] = {}
+    for i, k, dice in overlapping([lesion.mask for lesion in lesions]):
+        first, again = lesions[i], lesions[k]
+        if first.label != again.label:
+            reason = f"is outlined twice, as {first.label} and as {again.label}; ignore one of them in the labels file"
+            found |= {i: (reason, True), k: (reason, True)}
+        else:
+            found.setdefault(k, (f"is lesion {first.number} outlined again (Dice {dice:.2f}), left out", False))
+    return found
+
+
+def _keep_distinct(
+    reading: _Reading,
+) -> None:
+    "Leave out what is no lesion, and what is outlined a second time."
+    lesions = []
+    for lesion in reading.lesions:
+        if reason := _mistaken_for_lesion(reading, lesion):
+            key = lesion.structure.key
+            reading.to.skip(key, lesion.path, reason, f'{key},{lesion.label}|liver|avoid|ignore', failed=True)
+        else:
+            lesions.append(lesion)
+    repeats = _repeats(lesions)
+    for i, (reason, failed) in repeats.items():
+        reading.to.skip(_lesion_id(reading, lesions[i]), lesions[i].path, reason, failed=failed)
+    reading.lesions = [lesion for i, lesion in enumerate(lesions) if i not in repeats]
+
 
 # %% ../../nbs/cohort/ingest.ipynb #8837891e
 def _read_patient(
@@ -257,27 +435,9 @@ def _read_patient(
         readings.append(_Reading(group[0].series, number, prefix, to, labeller))
         for annotation in group:
             _read_annotation(readings[-1], annotation)
+        _keep_distinct(readings[-1])
     return readings
 
-# %% ../../nbs/cohort/ingest.ipynb #28c0638e
-def _voxel_ml(
-    reading: _Reading,
-) -> float:  # NaN if the distance of slices is not known
-    "The volume of one voxel."
-    positions = reading.positions_mm
-    if len(positions) > 1:
-        step = float(np.median(np.diff(positions)))
-    else:
-        step = reading.series.slices[0].thickness_mm or float('nan')
-    row, col = reading.spacing_mm
-    return row * col * step / 1000
-
-# %% ../../nbs/cohort/ingest.ipynb #6217de8b
-def _slug(
-    name: str,
-) -> str:
-    "The name of a structure as part of a file name."
-    return re.sub(r'[^\w]+', '_', name.replace('*', '')).strip('_') or 'lesion'
 
 # %% ../../nbs/cohort/ingest.ipynb #1df5e6de
 def _lesion_case(
@@ -288,16 +448,17 @@ def _lesion_case(
     "A lesion on one slice as a case."
     where = f'-z{rank:04d}' if reading.to.options.slices != 'largest' else ''
     return Case(
-        case_id=f'{reading.prefix}-{_slug(lesion.structure)}-{lesion.number}{where}',
+        case_id=f'{_lesion_id(reading, lesion)}{where}',
         label=lesion.label,
-        structure=lesion.structure,
-        lesion=lesion.number,
+        structure=lesion.structure.code,
+        lesion=lesion.structure.number or 0,
         rank=rank,
         mask=lesion.mask.on(rank, reading.series.slices[rank].shape),
         n_slices=len(lesion.mask.voxels),
         volume_ml=lesion.mask.voxels.sum() * _voxel_ml(reading),
         notes=(*reading.series.notes, *lesion.notes),
     )
+
 
 # %% ../../nbs/cohort/ingest.ipynb #f6225b92
 def _lesion_cases(
@@ -316,6 +477,7 @@ def _lesion_cases(
                 cases.append(case)
     return cases
 
+
 # %% ../../nbs/cohort/ingest.ipynb #70312542
 def _rng(
     patient_key: str,  # what the source calls the patient
@@ -330,19 +492,24 @@ def _digest(
     "A short hash of the sizes from which healthy squares were drawn."
     return hashlib.sha256(repr([round(s, 3) for s in sizes]).encode()).hexdigest()[:16]
 
+
 # %% ../../nbs/cohort/ingest.ipynb #e65de5f9
 def _skip_without_room(
     reading: _Reading,
-    diameters: list[float],  # mm
+    diameters: list[float],  # mm, of the squares that found no room
+    wanted: int,  # of how many
 ) -> None:
     "Report the healthy squares that found no room."
-    margin = reading.to.options.margin
-    for d in diameters:
-        reason = (
-            f'no room for a square of {d * (1 + 2 * margin):.0f} mm (a lesion of {d:.0f} mm and its margin), '
-            f'{GAP_MM} mm from every outline'
-        )
-        reading.to.skip('healthy parenchyma', reading.series.slices[0].path, reason)
+    if not diameters:
+        return
+    ends = [f'{d * (1 + 2 * reading.to.options.margin):.0f}' for d in (min(diameters), max(diameters))]
+    wide = ' to '.join(dict.fromkeys(ends))
+    reason = (
+        f'no room for {len(diameters)} of {wanted} squares, {wide} mm wide with their margin, '
+        f'{GAP_MM} mm from every outline; a liver with more room takes them, if there is one'
+    )
+    reading.to.skip('healthy parenchyma', reading.series.slices[0].path, reason)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #4efd73d3
 def _square_case(
@@ -351,66 +518,89 @@ def _square_case(
     rank: int,  # of the slice
     at: tuple[slice, slice],  # rows and columns
 ) -> Case:
-    "A square of healthy parenchyma as a case."
+    "A square of healthy parenchyma as a case; its number goes on from those of the lesions."
     mask = np.zeros(reading.series.slices[rank].shape, bool)
     mask[at] = True
     return Case(
         case_id=f'{reading.prefix}-healthy-{number}',
         label='healthy',
-        structure='liver',
+        structure='',
         lesion=number,
         rank=rank,
         mask=mask,
         notes=reading.series.notes,
     )
 
+
 # %% ../../nbs/cohort/ingest.ipynb #2a84a530
 def _healthy_cases(
     reading: _Reading,
-    diameters: list[float],  # mm, of each square
+    sizes: list[float],  # diameters of the lesions to match, mm
+    n: int,  # squares wanted
     rng: np.random.Generator,
-) -> list[Case]:
-    "Squares of healthy parenchyma as cases; sizes that find no room are skipped."
-    spacing, margin = reading.spacing_mm, reading.to.options.margin
-    placed, missed = place_healthy(reading.liver, reading.avoid, reading.positions_mm, spacing, diameters, margin, rng)
-    _skip_without_room(reading, missed)
-    return [_square_case(reading, k, rank, at) for k, (rank, at) in enumerate(placed, 1)]
+    extra: Sequence[float] = (),  # diameters of squares that other livers had no room for, mm
+) -> tuple[list[Case], list[float]]:  # cases; diameters of the own squares that found no room
+    "Squares of healthy parenchyma as cases; those that find no room are skipped."
+    where = reading.liver, reading.avoid, reading.positions_mm, reading.spacing_mm
+    found = place_healthy(*where, sizes, n, reading.to.options.margin, rng, extra)
+    _skip_without_room(reading, found.left, n)
+    _skip_without_room(reading, found.extra_left, len(extra))
+    begin = sum(reading.counts.values()) + 1
+    return [_square_case(reading, k, rank, at) for k, (rank, at) in enumerate(found.placed, begin)], found.left
+
 
 # %% ../../nbs/cohort/ingest.ipynb #4bd101ab
 def _write_healthy(
     to: PatientFolder,
     livers: list[_Reading],  # the series with an outlined liver; the first is used
-    sizes: list[float],  # diameters to draw from
+    sizes: list[float],  # diameters of the lesions to match, mm
+    extra: Sequence[float],  # the same, of squares that other livers had no room for
     rng: np.random.Generator,
-) -> None:
-    "Draw sizes, place healthy squares and write them; skip with the reason if that cannot be done."
+) -> list[float]:  # diameters of the squares that found no room
+    "Place healthy squares and write them; skip with the reason if that cannot be done."
     if not livers:
-        return to.skip('healthy parenchyma', None, 'no outline of the liver', 'add a line LIVER_STRUCTURE,liver')
+        to.skip('healthy parenchyma', None, 'no outline of the liver', 'add a line LIVER_STRUCTURE,liver')
+        return []
     if not sizes:
         todo = 'ingest lesions and healthy livers together, or give the cohort of the lesions as --match'
-        return to.skip('healthy parenchyma', None, 'no lesion in the cohort to match in size', todo)
-    diameters = sorted(rng.choice(sizes, to.options.healthy), reverse=True)  # the largest first, while there is room
-    write_cases(to, livers[0].series, livers[0].number, _healthy_cases(livers[0], diameters, rng))
+        to.skip('healthy parenchyma', None, 'no lesion in the cohort to match in size', todo)
+        return []
+    cases, left = _healthy_cases(livers[0], sizes, to.options.healthy, rng, extra)
+    write_cases(to, livers[0].series, livers[0].number, cases)
+    return left
+
 
 # %% ../../nbs/cohort/ingest.ipynb #f6d71343
 def _structure_names(
     annotation: Annotation,
 ) -> list[str]:
-    "The names of an annotation's structures, without identifiers."
+    "The names of an annotation's structures."
     try:
-        listed = list_structures(annotation.paths, annotation.kind)
+        return [name for _, name in list_structures(annotation.paths, annotation.kind)]
     except InputError:
         return ['unreadable']  # reported when it is read
-    return [redact(name, annotation.series.identifiers) for _, name in listed]
+
 
 # %% ../../nbs/cohort/ingest.ipynb #25ab045f
 def _may_have_lesions(
+    context: _Context,
     patient: _Patient,
-    labels: LabelRules,
 ) -> bool:
     "Whether any structure is, by its name, neither the liver nor to be avoided nor to be ignored."
+    labeller = _Labeller(context.labels, patient.names, context.ids)
     names = [name for a in patient.files.annotations for name in _structure_names(a)]
-    return any(labels.of((name,), patient.names) not in ('liver', 'avoid', 'ignore') for name in names)
+    return any(labeller.label(labeller.named(name)) not in ('liver', 'avoid', 'ignore') for name in names)
+
+
+# %% ../../nbs/cohort/ingest.ipynb #d00743a7
+@dataclass(frozen=True)
+class _Outcome:
+    "What came of the work on one patient."
+
+    done: bool  # False if it must wait for the sizes of the cohort's lesions
+    names: dict[str, str] = field(default_factory=dict)  # code of each structure to its name
+    details: dict[str, str] = field(default_factory=dict)  # code of each shortened reason to the full one
+
 
 # %% ../../nbs/cohort/ingest.ipynb #5958de84
 def _fill_folder(
@@ -418,41 +608,45 @@ def _fill_folder(
     patient: _Patient,
     folder: Path,  # with a temporary name
     sizes: list[float] | None,  # of the cohort's lesions, mm; None if not known yet
-) -> bool:  # False if the patient must wait for `sizes`
+    extra: Sequence[float],  # of squares that other livers had no room for, mm
+) -> _Outcome:
     "Write all cases of a patient."
-    to = PatientFolder(folder, patient.pid, context.ids, context.options)
-    labeller = _Labeller(context.labels, patient.names)
+    to = PatientFolder(folder, patient.pid, context.ids, context.options, context.src, patient.known)
+    labeller = _Labeller(context.labels, patient.names, context.ids)
     readings = _read_patient(to, labeller, patient.files)
     cases = [_lesion_cases(r) for r in readings]
     own = [diameter_mm(c.mask, r.spacing_mm) for r, cs in zip(readings, cases) for c in cs if c.label != 'healthy']
     livers = [r for r in readings if r.liver]
     borrows = bool(context.options.healthy and livers and not own)  # sizes, from other patients
     if borrows and sizes is None:
-        return False
+        return _Outcome(False)
     for r, cs in zip(readings, cases):
         write_cases(to, r.series, r.number, cs)
+    healthy = dict(sizes=_digest(sizes or []) if borrows else None, extra=list(extra), has_liver=bool(livers), left=[])
     if context.options.healthy:
-        _write_healthy(to, livers, own or sizes or [], _rng(patient.files.key))
-    digest = _digest(sizes or []) if borrows else None
-    save_patient(to, labeller.given, fingerprint=patient.fingerprint, sizes=digest, diameters=own)
-    return True
+        healthy['left'] = _write_healthy(to, livers, own or sizes or [], extra, _rng(patient.files.key))
+    save_patient(to, labeller.given, fingerprint=patient.fingerprint, diameters=own, healthy=healthy)
+    return _Outcome(True, labeller.names, to.details)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #dd0e88b6
 def _ingest_patient(
     context: _Context,
     patient: _Patient,
     sizes: list[float] | None = None,  # of the cohort's lesions, mm; None if not known yet
-) -> bool:  # False if the patient must wait for `sizes`
+    extra: Sequence[float] = (),  # of squares that other livers had no room for, mm
+) -> _Outcome:
     "Make the folder of one patient, whole or not at all."
-    if context.options.healthy and sizes is None and not _may_have_lesions(patient, context.labels):
-        return False
+    if context.options.healthy and sizes is None and not _may_have_lesions(context, patient):
+        return _Outcome(False)
     folder = context.out / 'cases' / f'.{patient.pid}.part'
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        return _fill_folder(context, patient, folder, sizes)
+        return _fill_folder(context, patient, folder, sizes, extra)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #8f70683d
 def _record(
@@ -463,33 +657,88 @@ def _record(
     path = out / 'cases' / pid / 'record.json'
     return json.loads(path.read_text()) if path.exists() else None
 
+
 # %% ../../nbs/cohort/ingest.ipynb #af920b94
+def _asked(
+    record: dict,
+    names: dict[str, str],  # code to name
+) -> dict[Named, str | None]:
+    "The structures and lesions of a record and what the rules said; those whose name is not known are left out."
+    split = {key: key.partition('#') for key in record['labels']}
+    return {
+        Named(names[code], code, int(number) if number else None): record['labels'][key]
+        for key, (code, _, number) in split.items()
+        if code in names
+    }
+
+
 def _is_current(
     record: dict,
     patient: _Patient,
     labels: LabelRules,
+    names: dict[str, str],  # code to name
 ) -> bool:
     "Whether a folder was made from the same files and options, and the labels would be the same."
     if record['fingerprint'] != patient.fingerprint:
         return False
-    both = lambda name: tuple(dict.fromkeys((name.split('#')[0], name)))  # ('livertumor', 'livertumor#2')
-    return all(labels.of(both(name), patient.names) == label for name, label in record['names'].items())
+    asked = _asked(record, names)
+    return len(asked) == len(record['labels']) and all(labels.of(n, patient.names) == x for n, x in asked.items())
+
 
 # %% ../../nbs/cohort/ingest.ipynb #629afce9
+@dataclass(eq=False)
+class _Private:
+    "The names of structures and the full reasons, in memory and in the private table."
+
+    path: Path
+    names: dict[str, str]  # code to name
+    details: dict[str, str]  # code to reason
+
+    @classmethod
+    def of(cls, out: Path) -> '_Private':
+        "What earlier runs knew of a cohort."
+        known = read_private(private_path(out))
+        return cls(private_path(out), known['structure'], known['reason'])
+
+    def learn(
+        self,
+        outcome: _Outcome,
+    ) -> None:
+        "Add what is new."
+        rows = [dict(id=k, what='structure', source=v) for k, v in outcome.names.items() if k not in self.names]
+        rows += [dict(id=k, what='reason', source=v) for k, v in outcome.details.items() if k not in self.details]
+        if rows:
+            write_private(self.path, rows, add=True)
+        self.names |= outcome.names
+        self.details |= outcome.details
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    "A patient to work on."
+
+    patient: _Patient
+    sizes: list[float] | None = None  # of the cohort's lesions, mm; None if not known yet
+    extra: Sequence[float] = ()  # of squares that other livers had no room for, mm
+
+
 def _work(
     context: _Context,
-    todo: list[_Patient],
-    sizes: list[float] | None,  # of the cohort's lesions, mm
+    tasks: list[_Task],
+    private: _Private,
     jobs: int,  # processes
     tell: Callable[[int], None],  # called with the number of patients still to do
-) -> list[bool]:  # False for each patient that must wait for `sizes`
+) -> list[_Patient]:  # those that must wait for the sizes of lesions
     "Make the folders of patients."
-    finished = []
-    tasks = (delayed(_ingest_patient)(context, patient, sizes) for patient in todo)
-    for done in Parallel(jobs, return_as='generator', batch_size=1)(tasks):
-        finished.append(done)
-        tell(len(todo) - len(finished))
-    return finished
+    waiting = []
+    calls = (delayed(_ingest_patient)(context, t.patient, t.sizes, t.extra) for t in tasks)
+    for k, (outcome, task) in enumerate(zip(Parallel(jobs, return_as='generator', batch_size=1)(calls), tasks), 1):
+        private.learn(outcome)
+        if not outcome.done:
+            waiting.append(task.patient)
+        tell(len(tasks) - k)
+    return waiting
+
 
 # %% ../../nbs/cohort/ingest.ipynb #d485e9e5
 def _remove_outdated(
@@ -504,6 +753,7 @@ def _remove_outdated(
     for folder in gone:
         shutil.rmtree(folder)
 
+
 # %% ../../nbs/cohort/ingest.ipynb #53c45c36
 def _lesion_sizes(
     out: Path,  # folder of the cohort
@@ -513,28 +763,66 @@ def _lesion_sizes(
     records = [_record(out, pid) for pid in pids]
     return [d for r in records if r for d in r['diameters']]
 
+
+# %% ../../nbs/cohort/ingest.ipynb #ab9f8861
+def _hand_on(
+    records: dict[str, dict],  # by keyed id of the patient
+    n: int,  # squares asked of each liver
+) -> dict[str, list[float]]:  # keyed id to diameters, mm
+    "Which liver takes the squares that found no room elsewhere."
+    left = sorted((d for r in records.values() for d in r['healthy']['left']), reverse=True)
+    roomy = [pid for pid, r in records.items() if r['healthy']['has_liver'] and not r['healthy']['left']]
+    takers = sorted(roomy, key=lambda pid: (records[pid]['healthy']['sizes'] is None, pid))
+    return {pid: left[k : n * len(takers) : len(takers)] for k, pid in enumerate(takers)}
+
+
 # %% ../../nbs/cohort/ingest.ipynb #f04f222d
 def _renew(
     context: _Context,
     patients: dict[str, _Patient],  # by keyed id
     matched: list[float],  # diameters of the lesions of another cohort, mm
+    private: _Private,
     jobs: int,  # processes
     say: Callable[[int, int, str], None],  # called with (done, total, what)
 ) -> int:  # patients worked on
     "Bring the folders of all patients up to date."
     tell = lambda left: say(len(patients) - left, len(patients), 'patients')
     records = {pid: r for pid in patients if (r := _record(context.out, pid))}
-    current = {pid: r for pid, r in records.items() if _is_current(r, patients[pid], context.labels)}
+    current = {pid: r for pid, r in records.items() if _is_current(r, patients[pid], context.labels, private.names)}
     stale = [p for pid, p in patients.items() if pid not in current]
     _remove_outdated(context.out, patients, stale)
-    finished = _work(context, stale, None, jobs, tell)
-    waiting = [p for p, done in zip(stale, finished) if not done]
+    waiting = _work(context, [_Task(p) for p in stale], private, jobs, tell)
     sizes = sorted(matched + _lesion_sizes(context.out, set(patients) - {p.pid for p in waiting}))
-    resized = [patients[pid] for pid, r in current.items() if r['sizes'] not in (None, _digest(sizes))]
+    resized = [patients[pid] for pid, r in current.items() if r['healthy']['sizes'] not in (None, _digest(sizes))]
     if waiting or resized:
         (context.out / 'manifest.csv').unlink(missing_ok=True)
-    _work(context, waiting + resized, sizes, jobs, tell)
-    return len(stale) + len(resized)
+    _work(context, [_Task(p, sizes) for p in waiting + resized], private, jobs, tell)
+    taking = _take_over(context, patients, sizes, private, jobs, tell)
+    return len({p.pid for p in stale + resized + taking})
+
+
+# %% ../../nbs/cohort/ingest.ipynb #cd9a0d9f
+def _take_over(
+    context: _Context,
+    patients: dict[str, _Patient],  # by keyed id
+    sizes: list[float],  # of the cohort's lesions, mm
+    private: _Private,
+    jobs: int,  # processes
+    tell: Callable[[int], None],  # called with the number of patients still to do
+) -> list[_Patient]:  # worked on
+    "Make the folders again whose livers take squares of others, or no longer do."
+    records = {pid: r for pid in patients if (r := _record(context.out, pid))}
+    extra = _hand_on(records, context.options.healthy)
+    tasks = [
+        _Task(patients[pid], sizes, extra.get(pid, []))
+        for pid, r in records.items()
+        if r['healthy']['extra'] != extra.get(pid, [])
+    ]
+    if tasks:
+        (context.out / 'manifest.csv').unlink(missing_ok=True)
+    _work(context, tasks, private, jobs, tell)
+    return [task.patient for task in tasks]
+
 
 # %% ../../nbs/cohort/ingest.ipynb #4aaaa8d4
 def _sizes_of(
@@ -550,6 +838,7 @@ def _sizes_of(
         ) from e
     return measured.diameter_mm[measured.label != 'healthy'].tolist()
 
+
 # %% ../../nbs/cohort/ingest.ipynb #2501f9ac
 def _skipped_table(
     context: _Context,
@@ -557,12 +846,14 @@ def _skipped_table(
     problems: list[Problem],
 ) -> pd.DataFrame:
     "Everything that was left out, with its reason."
-    columns = ['patient_id', 'what', 'source', 'reason', 'todo', 'failed']
+    columns = ['patient_id', 'what', 'source', 'reason', 'detail', 'todo', 'failed', 'picture']
     rows = [s for r in records for s in r['skipped']]
     for p in problems:
-        code, reason = context.ids.code(p.path, 6), without_path(p.reason, p.path)
-        rows.append(dict(zip(columns, ('', 'a file', code, reason, '', p.failed))))
+        known = identifying_words('', [Path(os.path.relpath(p.path.parent, context.src))])
+        code, reason = file_code(p.path, context.src, context.ids), public_text(p.reason, p.path, known)
+        rows.append(dict(zip(columns, ('', 'a file', code, reason, '', '', p.failed, ''))))
     return pd.DataFrame(rows, columns=columns)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #d17cc85b
 def _write_manifest(
@@ -579,24 +870,41 @@ def _write_manifest(
     save_cached_rois(manifest, context.options.margin, context.options.size, regions)
     return manifest
 
+
 # %% ../../nbs/cohort/ingest.ipynb #f35c2347
+def _skipped_files(
+    context: _Context,
+    patients: Iterable[_Patient],
+    problems: list[Problem],
+    codes: set[str],  # of the files
+) -> dict[str, Path]:  # code to path, as the user knows it
+    "The files that are named by code in the table of what was skipped."
+    if not codes:
+        return {}
+    paths = {path for p in patients for path in p.files.files} | {p.path for p in problems}
+    coded = {file_code(path, context.src, context.ids): path for path in paths}
+    return {code: context.source.shown(coded[code]) for code in sorted(codes) if code in coded}
+
+
+# %% ../../nbs/cohort/ingest.ipynb #85b2da71
 def _write_private(
     context: _Context,
     patients: Iterable[_Patient],
-    sources: dict[str, Path],  # short code to path
-    skipped: pd.DataFrame,
+    names: dict[str, str],  # code of a structure to its name
+    details: dict[str, str],  # code of a shortened reason to the full one
+    sources: dict[str, Path],  # code of a file to its path
 ) -> None:
-    "Which patient and which file is which, readable by its owner only."
+    "What all codes stand for, readable by its owner only."
     rows = []
     for p in patients:
         for a in p.files.annotations[:1]:
             folder = os.path.relpath(a.paths[0].parent, context.src)
-            rows.append(dict(id=p.pid, source=p.files.key, path=folder))
-    codes = [code for code in skipped.source.unique() if code in sources]
-    rows += [dict(id=code, source='', path=str(sources[code])) for code in codes]
-    path = context.out.with_name(f'{context.out.name}.private.csv')
-    write_atomic(path, pd.DataFrame(rows, columns=['id', 'source', 'path']).to_csv(index=False))
-    path.chmod(0o600)
+            rows.append(dict(id=p.pid, what='patient', source=p.files.key, path=folder))
+    rows += [dict(id=code, what='structure', source=name) for code, name in sorted(names.items())]
+    rows += [dict(id=code, what='reason', source=reason) for code, reason in sorted(details.items())]
+    rows += [dict(id=code, what='file', path=str(path)) for code, path in sources.items()]
+    write_private(private_path(context.out), rows)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #b088a098
 @dataclass(frozen=True, eq=False)
@@ -604,36 +912,78 @@ class Ingested:
     "What `ingest` did."
 
     manifest: Manifest | None  # None if there is no case
-    skipped: pd.DataFrame  # patient_id, what, source, reason, todo, failed
+    skipped: pd.DataFrame  # patient_id, what, source, reason, detail, todo, failed, picture; as in the cohort
     problems: list[Problem]  # with the paths of files
     redone: int  # patients worked on in this run
-    sources: dict[str, Path]  # short code to path, of what is skipped
+    sources: dict[str, Path]  # code to path, of what is skipped
+    names: dict[str, str]  # code of each structure to its name in the source
+    details: dict[str, str]  # code of each reason that is shortened in the cohort to the full one
+    unmatched: tuple[tuple[str, str, str], ...]  # rules that fit no structure: name, label, patient
 
     @property
     def failed(self) -> bool:
         "Whether a file could not be read or placed."
         return bool(self.skipped.failed.any()) or any(p.failed for p in self.problems)
 
+    def named(
+        self,
+        key: str,  # a code of the cohort, perhaps with the number of a lesion: 's-0123456789#2'
+    ) -> str:
+        "What the source calls a structure or lesion."
+        code, mark, number = key.partition('#')
+        return f'{self.names.get(code, code)}{mark}{number}'
+
+    @property
+    def lacking(self) -> pd.DataFrame:  # name, patient, what, picture: one row a structure of a patient
+        "What the labels file lacks, for `write_labels`."
+        asked = self.skipped[self.skipped.todo.str.contains('|', regex=False)]
+        names, pictures = asked.what.map(self.named), 'cases/' + asked.patient_id + '/' + asked.picture
+        columns = dict(name=names, patient=asked.patient_id, reason=asked.reason, picture=pictures)
+        return pd.DataFrame(columns).reset_index(drop=True)
+
+
+# %% ../../nbs/cohort/ingest.ipynb #2188fc97
+def _unmatched(
+    labels: LabelRules,
+    patients: dict[str, _Patient],  # by keyed id
+    records: list[dict],
+    names: dict[str, str],  # code to name
+) -> tuple[tuple[str, str, str], ...]:
+    "The rules that fit no structure of any patient."
+    left = dict.fromkeys(labels.rules)
+    for record in records:
+        for structure in _asked(record, names):
+            for rule in [r for r in left if structure.meant_by(r, patients[record['patient_id']].names)]:
+                del left[rule]
+    return tuple(left)
+
+
 # %% ../../nbs/cohort/ingest.ipynb #842f798a
 def _finish(
     context: _Context,
     patients: dict[str, _Patient],  # whose folders are up to date
     problems: list[Problem],
+    private: _Private,
     redone: int,
 ) -> Ingested:
     "Write the tables, the regions and the contact sheet of a cohort."
-    code = lambda path: context.ids.code(path, 6)
     records = [r for pid in patients if (r := _record(context.out, pid))]
+    used = {key.partition('#')[0] for r in records for key in r['labels']}
     skipped = _skipped_table(context, records, problems)
+    names = {code: name for code, name in private.names.items() if code in used}
+    told = lambda reason: reason.replace(str(context.source.folder), str(context.source.given))
+    details = {code: told(private.details[code]) for code in skipped.detail.unique() if code in private.details}
     measured = pd.DataFrame([c['measured'] for r in records for c in r['cases']])
-    sources = {code(path): path for p in patients.values() for path in p.files.files}
-    sources |= {code(p.path): p.path for p in problems}
-    _write_private(context, patients.values(), sources, skipped)
+    sources = _skipped_files(context, patients.values(), problems, set(skipped.source) - {''})
+    _write_private(context, patients.values(), names, details, sources)
     write_atomic(context.out / 'measurements.csv', measured.to_csv(index=False))
     write_atomic(context.out / 'skipped.csv', skipped.to_csv(index=False))
     manifest = _write_manifest(context, records)
     write_qc(context.out, measured, skipped)
-    return Ingested(manifest, skipped, problems, redone, sources)
+    problems = [replace(p, path=context.source.shown(p.path)) for p in problems]
+    unmatched = _unmatched(context.labels, patients, records, names)
+    return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #2dde2093
 def _check_apart(
@@ -646,9 +996,10 @@ def _check_apart(
             f"{out}: lies inside {src}; give an --out outside of the source, so that one is not taken for the other"
         )
 
+
 # %% ../../nbs/cohort/ingest.ipynb #545064c4
 def ingest(
-    src: str | Path,  # folder with images and annotations
+    src: str | Path,  # folder with images and annotations, or a zip file of it
     out: str | Path,  # folder of the cohort; made if missing
     labels: LabelRules | None = None,  # from `load_labels`; without, only the liver is known by its name
     kind: str = 'auto',  # only annotations of this kind
@@ -664,14 +1015,16 @@ def ingest(
     _check_apart(src, out)
     matched = _sizes_of(match) if match else []
     say = progress or (lambda done, total, what: None)
-    found, problems = scan_folder(src, kind, jobs, lambda done, total: say(done, total, 'headers'))
-    out.mkdir(parents=True, exist_ok=True)
-    ids = load_key(key or out.with_name(f'{out.name}.key'))
-    context = _Context(src, out, labels or LabelRules(), ids, options)
-    patients = {p.pid: p for p in (_Patient.of(files, context) for files in found)}
-    try:
-        with FileLock(out / '.lock', timeout=0):
-            redone = _renew(context, patients, matched, jobs, say)
-    except Timeout:
-        raise InputError(f"{out}: another ingest is working there; wait for it, or choose another --out") from None
-    return _finish(context, patients, problems, redone)
+    with source_folder(src) as source:
+        found, problems = scan_folder(source.folder, kind, jobs, lambda done, total: say(done, total, 'headers'))
+        out.mkdir(parents=True, exist_ok=True)
+        ids = load_key(key or out.with_name(f'{out.name}.key'))
+        context = _Context(source, out, labels or LabelRules(), ids, options)
+        patients = {p.pid: p for p in (_Patient.of(files, context) for files in found)}
+        private = _Private.of(out)
+        try:
+            with FileLock(out / '.lock', timeout=0):
+                redone = _renew(context, patients, matched, private, jobs, say)
+        except Timeout:
+            raise InputError(f"{out}: another ingest is working there; wait for it, or choose another --out") from None
+        return _finish(context, patients, problems, private, redone)

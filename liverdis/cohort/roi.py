@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .annotation.readers import read_mask
-from .ct import AIR, read_slice
+from .ct import AIR, read_slice, upright
 from .manifest import Manifest
 from ..core import InputError, write_atomic
 
@@ -95,6 +95,7 @@ def extract_roi(
     if not np.allclose(given, ct.spacing_mm, rtol=1e-3):
         raise InputError(f"{ct.path}: PixelSpacing is {ct.spacing_mm}, the manifest says {given}; correct the manifest")
     mask = read_mask(Path(root) / lesion_row.annotation_path, lesion_row.annotation_kind, lesion_row.segment, ct)
+    ct, mask = upright(ct, mask)
     return crop(ct.hu, lesion_box(mask, margin, ct.spacing_mm), size)
 
 # %% ../../nbs/cohort/roi.ipynb #b3de7468

@@ -6,29 +6,46 @@
 __all__ = ['T', 'Series', 'Annotation', 'PatientFiles', 'scan_folder']
 
 # %% ../../nbs/cohort/scan.ipynb #b6affd53
+import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
+from PIL import Image
 
-from .annotation.structures import SAME_PLACE_MM, slice_names
+from .annotation.labelmaps import is_label_map
+from .annotation.masks import PICTURE_KINDS
+from .annotation.structures import SAME_PLACE_MM, SliceNames
 from .annotation.tables import lesion_table, read_table
-from .ct import SliceHeader, is_nifti, nifti_headers, nifti_stem, sort_slices
+from liverdis.cohort.ct import (
+    SliceHeader,
+    is_upright,
+    read_dicom,
+    read_hu,
+    read_pixels,
+    sort_slices,
+    volume_headers,
+)
 from liverdis.cohort.headers import (
     OutlineEntry,
     Problem,
     SliceEntry,
+    UnreadEntry,
     index_files,
     phase_of,  # noqa: F401
 )
+from .unread import PICTURE_OF_OTHER_SIZE, counted
+from .volumes import is_volume, volume_stem
 from ..core import InputError
+
 
 # %% ../../nbs/cohort/scan.ipynb #d4ad5874
 @dataclass(frozen=True, eq=False)
@@ -42,6 +59,7 @@ class Series:
     phase: str  # as in the manifest
     folder: Path  # that holds its first slice
     notes: tuple[str, ...] = ()  # what a reader of the results should know, one line each
+
 
 # %% ../../nbs/cohort/scan.ipynb #f0271b13
 class _Grid(NamedTuple):
@@ -59,12 +77,13 @@ def _grid(entry: SliceEntry) -> _Grid:
     h, mask = entry.header, entry.shared.mask
     return _Grid(
         mask=mask,
-        series=h.series_uid or str(h.path if is_nifti(h.path) else h.path.parent),
+        series=h.series_uid or str(h.path if is_volume(h.path) else h.path.parent),
         mask_folder=h.path.parent if mask else None,
         shape=h.shape,
         spacing_mm=tuple(np.round(h.spacing_mm, 4)),
         orientation=tuple(np.round(h.orientation, 3) + 0.0) if h.orientation else None,  # + 0.0 makes -0.0 to 0.0
     )
+
 
 # %% ../../nbs/cohort/scan.ipynb #c8031854
 T = TypeVar('T')
@@ -77,6 +96,52 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
         groups[key(item)].append(item)
     return list(groups.values())
 
+
+# %% ../../nbs/cohort/scan.ipynb #8f5e49f5
+_FULL_SCALE = (4095, 32767, 65535)  # of 12, 15 and 16 bits
+
+
+def _is_label_slice(stored: np.ndarray) -> bool:
+    "Whether stored values that are not all 0 are labels, and no CT"
+    small = stored.max() <= 255 or stored.max() in _FULL_SCALE
+    return bool(small and stored.min() == 0 and is_label_map(stored))
+
+
+# %% ../../nbs/cohort/scan.ipynb #74b08361
+def _stored(entry: SliceEntry) -> np.ndarray | None:
+    "The values of a slice; None for one that takes long to decode and does not lie among masks, or cannot be read"
+    path = entry.header.path
+    try:
+        ds = read_dicom(path)
+        syntax = ds.file_meta.get('TransferSyntaxUID')
+        slow = syntax and syntax.is_compressed and not entry.shared.in_mask_folder
+        return None if slow else read_pixels(ds, path)
+    except InputError:
+        return None  # reported when the slice is read for its lesions
+
+
+def _holds_labels(folder: Sequence[SliceEntry]) -> bool:
+    "Whether the files of a series in one folder are a mask"
+    middle = len(folder) // 2
+    for entry in (*folder[middle:], *folder[:middle]):
+        stored = _stored(entry)
+        if stored is None or stored.any():
+            return stored is not None and _is_label_slice(stored)
+    return folder[0].shared.in_mask_folder
+
+
+# %% ../../nbs/cohort/scan.ipynb #3d8910e6
+def _know_masks(slices: Sequence[SliceEntry]) -> list[SliceEntry]:
+    "The same slices, those of a mask of 16 bits marked as such"
+    known: list[SliceEntry] = []
+    for group in _grouped(slices, lambda e: (e.header.path.parent, e.header.series_uid, e.header.shape)):
+        undecided = not group[0].shared.mask and group[0].header.frame is None
+        if undecided and _holds_labels(group):
+            group = [replace(e, shared=replace(e.shared, mask=True)) for e in group]
+        known += group
+    return known
+
+
 # %% ../../nbs/cohort/scan.ipynb #41bb0f3a
 def _without_copies(entries: Sequence[SliceEntry]) -> list[SliceEntry]:
     copies = _grouped(entries, lambda e: (e.header.sop_uid or e.header.path, e.header.frame, e.header.position_mm))
@@ -87,6 +152,7 @@ def _in_order(entries: Sequence[SliceEntry]) -> list[SliceHeader]:
     "Headers along the normal; `InputError` if the order is not certain"
     headers = [e.header for e in entries]
     return sort_slices(headers) if len(headers) > 1 else headers
+
 
 # %% ../../nbs/cohort/scan.ipynb #7d6cc151
 def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
@@ -101,6 +167,7 @@ def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
         reason = f"is one of {len(distinct)} slices without a certain order: {e}"
         return [Problem(distinct[0].header.path, reason)]
 
+
 # %% ../../nbs/cohort/scan.ipynb #0aec9009
 def _n_missing(slices: Sequence[SliceHeader]) -> int:
     "Slices that are missing between others"
@@ -109,30 +176,39 @@ def _n_missing(slices: Sequence[SliceHeader]) -> int:
     steps = np.diff([s.normal_position_mm for s in slices])
     return int(np.round(steps / np.median(steps) - 1).clip(0).sum())
 
-# %% ../../nbs/cohort/scan.ipynb #e081799e
-def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_copies: int) -> Series:
-    shared, missing = entries[0].shared, _n_missing(ordered)
-    notes = []
-    if n_copies:
-        notes.append(f"{n_copies} copies of slices left out")
-    if shared.burned_in:
-        notes.append("pixels may hold burnt-in text")
+
+# %% ../../nbs/cohort/scan.ipynb #9e049c72
+def _stack_notes(ordered: Sequence[SliceHeader], n_copies: int) -> list[str]:
+    "What a reader of the results should know of a stack"
+    first, missing = ordered[0], _n_missing(ordered)
+    notes = [f"{n_copies} copies of slices left out"] if n_copies else []
     if missing:
         notes.append(f"{missing} slices missing in the series")
+    if not is_upright(first):
+        notes.append("slices lay turned or mirrored, and are turned upright")
+    if first.orientation and np.abs(first.axes[:, 2]).argmax() != 2:
+        notes.append("slices are not axial")
+    return notes
+
+
+# %% ../../nbs/cohort/scan.ipynb #e081799e
+def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_copies: int) -> Series:
+    shared = entries[0].shared
     return Series(
         slices=tuple(ordered),
-        patient=shared.patient or shared.study or str(shared.header.path.parent),
+        patient=shared.patient,
         study=shared.study,
         identifiers=shared.identifiers,
         phase=shared.phase,
         folder=ordered[0].path.parent,
-        notes=tuple(notes),
+        notes=(*_stack_notes(ordered, n_copies), *shared.notes),
     )
 
+
 # %% ../../nbs/cohort/scan.ipynb #78b85b84
-def _nifti_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
-    "The same series; NIfTI volumes whose names repeat get their folder as the patient"
-    volumes = [s for s in all_series if is_nifti(s.slices[0].path)]
+def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
+    "The same series; volumes whose names repeat get their folder as the patient"
+    volumes = [s for s in all_series if is_volume(s.slices[0].path)]
     folders = defaultdict(set)
     for s in volumes:
         folders[s.patient].add(s.folder)
@@ -146,6 +222,7 @@ def _nifti_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
 
     return [named(s) for s in all_series]
 
+
 # %% ../../nbs/cohort/scan.ipynb #8562e5bf
 @dataclass(frozen=True, eq=False)
 class Annotation:
@@ -156,6 +233,8 @@ class Annotation:
     series: Series
     keys: tuple[str, ...] | None = None  # only these structures; None for all
     headers: tuple[SliceHeader, ...] = ()  # of the files of a DICOM mask
+    notes: tuple[str, ...] = ()  # what a reader of the results should know, one line each
+
 
 # %% ../../nbs/cohort/scan.ipynb #12c968b1
 def _steps(a: Path, b: Path) -> int:
@@ -165,7 +244,8 @@ def _steps(a: Path, b: Path) -> int:
 
 
 def _words(path: Path) -> set[str]:
-    return set(re.split(r'[\W_]+', nifti_stem(path).casefold()))
+    return set(re.split(r'[\W_]+', volume_stem(path).casefold()))
+
 
 # %% ../../nbs/cohort/scan.ipynb #a92eff4b
 def _choose(
@@ -174,18 +254,22 @@ def _choose(
     relation: str,  # for messages: "fits", "was drawn on"
     path: Path | None = None,  # of the annotation, if its name may decide
 ) -> Series:
-    "The one candidate that is nearest; `InputError` unless it is one"
+    "The one candidate that is nearest; `InputError` unless it is one, and of the only patient"
     if not candidates:
         raise InputError(f"{relation} no CT series found here; put it beside its series")
-    least = min(_steps(s.folder, folder) for s in candidates)
-    best = [s for s in candidates if _steps(s.folder, folder) == least]
-    if path and len(best) > 1:
-        best = [s for s in best if _words(s.slices[0].path) <= _words(path)] or best
+    volumes = [s for s in candidates if is_volume(s.slices[0].path)]
+    named = [s for s in volumes if path and _words(s.slices[0].path) <= _words(path)] or candidates
+    patients = {s.patient for s in named}
+    if len(patients) > 1:
+        raise InputError(f"{relation} CT series of {len(patients)} patients; put it in the folder of its patient")
+    least = min(_steps(s.folder, folder) for s in named)
+    best = [s for s in named if _steps(s.folder, folder) == least]
     if len(best) > 1:
         raise InputError(
             f"{relation} {len(best)} CT series alike; put it in the folder of its series, or keep one of them"
         )
     return best[0]
+
 
 # %% ../../nbs/cohort/scan.ipynb #4c1f1c6a
 def _by_uid(outline: OutlineEntry, all_series: Sequence[Series]) -> Series:
@@ -203,6 +287,13 @@ def _by_uid(outline: OutlineEntry, all_series: Sequence[Series]) -> Series:
     if outline.series and not same_space:
         raise InputError("was drawn on a series that is not here; add that series")
     return _choose(same_space, folder, "was drawn in the space of")
+
+
+def _elsewhere(outline: OutlineEntry, series: Series) -> tuple[str, ...]:
+    "A note if a SEG or RTSTRUCT was drawn on another series than it is used on"
+    here = not outline.series or series.slices[0].series_uid in outline.series
+    return () if here else ("drawn on another series of the same space, which is not here",)
+
 
 # %% ../../nbs/cohort/scan.ipynb #6edad8fa
 def _close(a: Sequence[float] | None, b: Sequence[float] | None, atol: float) -> bool:
@@ -224,17 +315,22 @@ def _all_among(asked_mm: np.ndarray, positions_mm: np.ndarray) -> bool:
         return False
     return bool((positions_mm[at] <= asked_mm + SAME_PLACE_MM).all())
 
+
 # %% ../../nbs/cohort/scan.ipynb #b2b253f8
-def _on_grid(headers: Sequence[SliceHeader], series: Series) -> bool:
-    "Whether all slices with these headers lie on slices of the series, pixel on pixel"
+def _on_grid(headers: Sequence[SliceHeader], series: Series, beyond: bool = False) -> bool:
+    "Whether all slices with these headers lie on slices of the series, pixel on pixel, or some `beyond` its ends"
     a, b = headers[0], series.slices[0]
     if not _same_pixels(a, b):
         return False
     if a.position_mm is None or b.position_mm is None:
         return a.position_mm is b.position_mm and len(headers) == len(series.slices)
     asked, positions = (np.array([h.normal_position_mm for h in part]) for part in (headers, series.slices))
+    if beyond:
+        ends = positions[[0, -1]] + [-SAME_PLACE_MM, SAME_PLACE_MM]
+        asked = asked[(asked >= ends[0]) & (asked <= ends[1])]
     row, col, _ = b.to_pixels([a.position_mm])[0]
-    return _all_among(asked, positions) and bool(np.allclose([row, col], 0, atol=0.2))
+    return len(asked) > 0 and _all_among(asked, positions) and bool(np.allclose([row, col], 0, atol=0.2))
+
 
 # %% ../../nbs/cohort/scan.ipynb #46897f50
 def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:
@@ -248,6 +344,30 @@ def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:
     depth = last.normal_position_mm - first.normal_position_mm
     return bool(0 <= row < first.shape[0] and 0 <= col < first.shape[1] and 0 <= height <= depth)
 
+
+# %% ../../nbs/cohort/scan.ipynb #58568166
+def _is_copy(volume: Series, dicom: Series) -> bool:
+    "Whether a volume holds the slices of a DICOM series"
+    a, b = volume.slices[0], dicom.slices[0]
+    if a.position_mm is None or b.position_mm is None or math.dist(a.position_mm, b.position_mm) > 0.5:
+        return False
+    if len(volume.slices) != len(dicom.slices) or not _on_grid(volume.slices, dicom):
+        return False
+    middle = len(volume.slices) // 2
+    try:
+        difference = read_hu(volume.slices[middle]).hu - read_hu(dicom.slices[middle]).hu
+    except InputError:  # reported where the slice is needed
+        return False
+    return bool(np.abs(difference).max() < 1)
+
+
+def _copies(all_series: Sequence[Series]) -> list[Series]:
+    "The volumes that are copies of DICOM series"
+    volumes = [s for s in all_series if is_volume(s.slices[0].path)]
+    dicom = [s for s in all_series if not is_volume(s.slices[0].path)]
+    return [v for v in volumes if any(_is_copy(v, d) for d in dicom)]
+
+
 # %% ../../nbs/cohort/scan.ipynb #28e3bed1
 class _Tree:
     "Series by the folders they lie in, at any depth"
@@ -258,17 +378,18 @@ class _Tree:
             for folder in (s.folder, *s.folder.parents):
                 self.below[folder].append(s)
 
-    def nearest(self, folder: Path, fits: Callable[[Series], bool]) -> list[Series]:
+    def nearest(self, folder: Path, fits: Callable[[Series], bool] = lambda s: True) -> list[Series]:
         "The series that fit in the lowest folder above or at `folder` that has any"
         for f in (folder, *folder.parents):
             if found := [s for s in self.below.get(f, ()) if fits(s)]:
                 return found
         return []
 
+
 # %% ../../nbs/cohort/scan.ipynb #58572a27
 def _same_numbers(a: Path, b: Path) -> bool:
     "Whether the numbers in two file names agree, as far as both have them"
-    numbers = [[int(n) for n in re.findall(r'\d+', nifti_stem(p))] for p in (a, b)]
+    numbers = [[int(n) for n in re.findall(r'\d+', volume_stem(p))] for p in (a, b)]
     return all(m == n for m, n in zip(*numbers))
 
 
@@ -277,48 +398,91 @@ def _by_grid(headers: Sequence[SliceHeader], path: Path, tree: _Tree) -> Series:
 
     def may_be(s: Series) -> bool:
         image = s.slices[0].path
-        return not is_nifti(image) or _same_numbers(image, path)
+        return not is_volume(image) or _same_numbers(image, path)
 
-    fit = tree.nearest(path.parent, lambda s: may_be(s) and _on_grid(headers, s))
-    if not fit:
-        fit = tree.nearest(path.parent, lambda s: may_be(s) and _inside(headers, s))
-    return _choose(fit, path.parent, "lies on the slices of", path)
+    for lies_on in (_on_grid, partial(_on_grid, beyond=True), _inside):
+        if fit := tree.nearest(path.parent, lambda s: may_be(s) and lies_on(headers, s)):  # noqa: B023
+            return _choose(fit, path.parent, "lies on the slices of", path)
+    raise InputError("lies on the slices of no CT series found here; put it beside its series")
+
 
 # %% ../../nbs/cohort/scan.ipynb #46ba2c8c
-def _owners(all_series: Sequence[Series]) -> dict[str, Series]:
-    "Every name of every slice -> its series"
-    return {name: series for series in all_series for s in series.slices for name in slice_names(s)}
+class _Owners:
+    "The series of the slices that a table names"
+
+    def __init__(self, all_series: Sequence[Series]):
+        self.slices = [s for one in all_series for s in one.slices]
+        self.series = [one for one in all_series for _ in one.slices]  # of each slice
+        self.names = SliceNames(self.slices)
+
+    def named(self, name: str) -> list[Series]:
+        "All series with a slice of this name"
+        return list({id(self.series[i]): self.series[i] for i in self.names.find(name)}.values())
+
+    def meant(self, name: str, beside: Collection[int]) -> list[Series]:
+        "The series that a table may mean by a name, from the ids of the series beside it"
+        found = [i for i in self.names.find(name) if self.slices[i].sop_uid == name or id(self.series[i]) in beside]
+        return list({id(self.series[i]): self.series[i] for i in found}.values())
+
+
+# %% ../../nbs/cohort/scan.ipynb #efb8e65d
+class _Row(NamedTuple):
+    "One row of a table, and the series that it may mean"
+
+    lesion: str
+    image: str
+    named: list[Series]  # all that have a slice of this name
+    meant: list[Series]  # those that the table may mean
+
+
+def _rows(table: pd.DataFrame, near: Sequence[Series], owners: _Owners) -> list[_Row]:
+    "The rows of a table that lies near some series"
+    beside = {id(s) for s in near}
+    found = {image: (owners.named(image), owners.meant(image, beside)) for image in table.image.unique()}
+    return [_Row(lesion, image, *found[image]) for lesion, image in zip(table.lesion, table.image)]
+
+
+def _require_certain(rows: Sequence[_Row]) -> None:
+    "`InputError` if an image may lie in two series in which the lesion is looked for"
+    sought = {(id(s), row.lesion) for row in rows for s in row.meant}
+    uncertain = {row.image: None for row in rows if sum((id(s), row.lesion) in sought for s in row.named) > 1}
+    if uncertain:
+        raise InputError(
+            f"names {len(uncertain)} images that lie in several CT series, the first {next(iter(uncertain))}; "
+            "name them by SOPInstanceUID, or with their folders"
+        )
+
 
 # %% ../../nbs/cohort/scan.ipynb #1274b053
-def _named_series(outline: OutlineEntry, rows: pd.DataFrame, owners: dict[str, Series]) -> list[Annotation | Problem]:
+def _named_series(outline: OutlineEntry, rows: Sequence[_Row]) -> list[Annotation | Problem]:
     "One annotation for each series whose slices a table names"
-    series = [owners.get(name.replace('\\', '/')) or owners.get(Path(name).name) for name in rows.image]
-    pairs = [(s, lesion) for s, lesion in zip(series, rows.lesion) if s is not None]
+    _require_certain(rows)
     found: list[Annotation | Problem] = []
-    for group in _grouped(pairs, lambda pair: id(pair[0])):
-        lesions = dict.fromkeys(lesion for _, lesion in group)
-        found.append(Annotation(outline.kind, (outline.path,), group[0][0], tuple(lesions)))
-    missing = list(dict.fromkeys(name for s, name in zip(series, rows.image) if s is None))
+    for group in _grouped((row for row in rows if row.meant), lambda row: id(row.meant[0])):
+        lesions = dict.fromkeys(row.lesion for row in group)
+        found.append(Annotation(outline.kind, (outline.path,), group[0].meant[0], tuple(lesions)))
+    missing = list(dict.fromkeys(row.image for row in rows if not row.meant))
     if missing:
         reason = (
             f"names {len(missing)} images that are not here, the first {missing[0]}; add them or leave out their rows"
         )
-        found.append(Problem(outline.path, reason, failed=False))
+        found.append(Problem(outline.path, reason, failed=not found))
     return found
 
+
 # %% ../../nbs/cohort/scan.ipynb #56668ec5
-def _table(
-    outline: OutlineEntry, all_series: Sequence[Series], owners: dict[str, Series]
-) -> list[Annotation | Problem]:
+def _table(outline: OutlineEntry, tree: _Tree, owners: _Owners) -> list[Annotation | Problem]:
     "One `Annotation` for each series that a table is about"
+    folder = outline.path.parent
+    near = tree.nearest(folder)
     try:
-        rows = lesion_table(outline.path)
-        if 'image' not in rows:
-            series = _choose(all_series, outline.path.parent, "fits")
-            return [Annotation(outline.kind, (outline.path,), series)]
+        table = lesion_table(outline.path)
+        if 'image' not in table:
+            return [Annotation(outline.kind, (outline.path,), _choose(near, folder, "fits"))]
+        return _named_series(outline, _rows(table, near, owners))
     except InputError as e:
         return [Problem(outline.path, str(e).removeprefix(f'{outline.path}: '))]
-    return _named_series(outline, rows, owners)
+
 
 # %% ../../nbs/cohort/scan.ipynb #4c612b65
 def _key_slice(row: pd.Series, picture: Path) -> Series:
@@ -328,6 +492,7 @@ def _key_slice(row: pd.Series, picture: Path) -> Series:
     header = SliceHeader(shape=(rows, columns), spacing_mm=(y, x), thickness_mm=z, path=picture)
     patient = f'DeepLesion {row.Patient_index}'
     return Series((header,), patient, '', row.Patient_index, 'unknown', picture.parent)
+
 
 # %% ../../nbs/cohort/scan.ipynb #3579f7c1
 def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) -> list[Series]:
@@ -340,7 +505,11 @@ def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) 
             made += [_key_slice(row, pictures[row.File_name]) for _, row in here.iterrows()]
     return made
 
+
 # %% ../../nbs/cohort/scan.ipynb #7d5e7930
+_LITTER = ('thumbs.db', 'desktop.ini')
+
+
 def _files(src: Path) -> Iterator[Path]:
     "All files below a folder, sorted within each folder"
     seen = set()
@@ -350,8 +519,9 @@ def _files(src: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith('.'))
-        yield from (Path(folder) / n for n in sorted(names) if not n.startswith('.'))
+        folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__MACOSX')
+        yield from (Path(folder) / n for n in sorted(names) if not n.startswith('.') and n.lower() not in _LITTER)
+
 
 # %% ../../nbs/cohort/scan.ipynb #5794407c
 _CHUNK = 200  # files
@@ -362,26 +532,45 @@ class _Index(NamedTuple):
 
     slices: list[SliceEntry]
     outlines: list[OutlineEntry]
+    unread: list[UnreadEntry]
     problems: list[Problem]
+
 
 # %% ../../nbs/cohort/scan.ipynb #c7670902
 def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int, int], object] | None) -> _Index:
-    index = _Index([], [], [])
+    index = _Index([], [], [], [])
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
     read = Parallel(jobs, return_as='generator')(delayed(index_files)(chunk, src) for chunk in chunks)
     for n, (entries, problems) in enumerate(read, 1):
         index.slices.extend(e for e in entries if isinstance(e, SliceEntry))
         index.outlines.extend(e for e in entries if isinstance(e, OutlineEntry))
+        index.unread.extend(e for e in entries if isinstance(e, UnreadEntry))
         index.problems.extend(problems)
         if progress:
             progress(min(n * _CHUNK, len(files)), len(files))
-    return index
+    return index._replace(slices=_know_masks(index.slices))
+
+
+# %% ../../nbs/cohort/scan.ipynb #ff3a2006
+def _unread(entries: Iterable[UnreadEntry]) -> list[Problem]:
+    "A note for each kind of file that is not read"
+    kinds = _grouped(entries, lambda e: e.kind)
+    return [Problem(group[0].path, counted(len(group), group[0].kind), failed=False) for group in kinds]
+
+
+def _told_together(problems: Iterable[Problem]) -> list[Problem]:
+    "The same problems, those of one folder and one reason in one"
+    groups = _grouped(problems, lambda p: (p.path.parent if p.failed else p.path, p.reason))
+    also = lambda n: f' (so with {n} more files of this folder)' if n else ''
+    return [replace(g[0], reason=g[0].reason + also(len(g) - 1)) for g in groups]
+
 
 # %% ../../nbs/cohort/scan.ipynb #a13eb4f0
 def _ct_stacks(slices: Iterable[SliceEntry]) -> list[Series | Problem]:
-    "The CT series, without masks and scouts"
-    images = (e for e in slices if not e.shared.mask and not e.shared.scout)
+    "The CT series, without masks"
+    images = (e for e in slices if not e.shared.mask)
     return [stack for group in _grouped(images, _grid) for stack in _stacks(group)]
+
 
 # %% ../../nbs/cohort/scan.ipynb #71ebf3e7
 def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | Problem:
@@ -393,15 +582,17 @@ def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | P
     except InputError as e:
         return Problem(paths[0], str(e).removeprefix(f'{paths[0]}: '))
 
+
 # %% ../../nbs/cohort/scan.ipynb #0064673a
 def _outline_series(outline: OutlineEntry, all_series: Sequence[Series], tree: _Tree) -> Series:
     "The series of a file of outlines; `InputError` if it is not certain"
     folder = outline.path.parent
     if outline.kind in ('seg', 'rtstruct'):
         return _by_uid(outline, all_series)
-    if outline.kind == 'nifti':
-        return _by_grid(nifti_headers(outline.path), outline.path, tree)
-    return _choose(tree.nearest(folder, lambda s: True), folder, "fits")
+    if is_volume(outline.path):
+        return _by_grid(volume_headers(outline.path), outline.path, tree)
+    return _choose(tree.nearest(folder), folder, "fits")
+
 
 # %% ../../nbs/cohort/scan.ipynb #925d2920
 def _outline_annotation(
@@ -410,29 +601,86 @@ def _outline_annotation(
     "The annotation of one file, or of the pictures of one structure"
     first = group[0]
     try:
-        return Annotation(first.kind, tuple(o.path for o in group), _outline_series(first, all_series, tree))
+        series = _outline_series(first, all_series, tree)
+        return Annotation(first.kind, tuple(o.path for o in group), series, notes=_elsewhere(first, series))
     except InputError as e:
         return Problem(first.path, str(e).removeprefix(f'{first.path}: '))
 
+
 # %% ../../nbs/cohort/scan.ipynb #ad6d0c73
+def _size(path: Path) -> tuple[int, int] | None:
+    "Rows and columns of a picture; None if it cannot be read, which its reader will say"
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except Exception:  # Pillow's errors are of many kinds
+        return None
+
+
 def _picture_groups(outlines: Iterable[OutlineEntry], all_series: Sequence[Series]) -> list[list[OutlineEntry]]:
     "The pictures of each structure, without those that are images of a series"
     image_folders = {s.path.parent for one in all_series for s in one.slices if s.path.suffix.lower() == '.png'}
-    pictures = (o for o in outlines if o.kind == 'png-mask' and o.path.parent not in image_folders)
+    pictures = (o for o in outlines if o.kind in PICTURE_KINDS.values() and o.path.parent not in image_folders)
     return _grouped(pictures, lambda o: (o.path.parent, re.sub(r'\d+$', '', o.path.stem)))
+
+
+# %% ../../nbs/cohort/scan.ipynb #f0b136e3
+def _of_other_size(groups: Iterable[Sequence[OutlineEntry]], all_series: Sequence[Series]) -> list[UnreadEntry]:
+    "The pictures of groups whose first has not the size of any slice"
+    shapes = {s.slices[0].shape for s in all_series} | {None}
+    other = [group for group in groups if _size(group[0].path) not in shapes]
+    return [UnreadEntry(o.path, PICTURE_OF_OTHER_SIZE) for group in other for o in group]
+
+
+def _know_pictures(index: _Index, all_series: Sequence[Series]) -> _Index:
+    "The same index, with the pictures that are no mask among what is not read"
+    unread = _of_other_size(_picture_groups(index.outlines, all_series), all_series)
+    paths = {e.path for e in unread}
+    return index._replace(outlines=[o for o in index.outlines if o.path not in paths], unread=index.unread + unread)
+
+
+# %% ../../nbs/cohort/scan.ipynb #52190608
+def _common(a: Annotation) -> Path:
+    "The lowest folder that holds an annotation and its series"
+    return Path(os.path.commonpath([a.paths[0].parent, a.series.folder]))
+
+
+def _same_name(a: Annotation) -> bool:
+    "Whether a folder of the annotation is called like one of its series, below the folder that holds both"
+    names = [set(folder.relative_to(_common(a)).parts) for folder in (a.paths[0].parent, a.series.folder)]
+    return bool(names[0] & names[1])
+
+
+def _by_place(a: Annotation) -> bool:
+    "Whether an annotation found its series without a name or UID"
+    return a.kind not in ('seg', 'rtstruct') and a.keys is None and not is_volume(a.series.slices[0].path)
+
+
+# %% ../../nbs/cohort/scan.ipynb #023f1d77
+def _without_strays(found: Sequence[Annotation | Problem]) -> list[Annotation | Problem]:
+    "The same annotations; those that lie farther from their series than others of their kind are refused"
+    depths: dict[tuple, int] = defaultdict(int)
+    placed = [a for a in found if isinstance(a, Annotation) and _by_place(a)]
+    for a in placed:
+        depths[id(a.series), a.kind] = max(depths[id(a.series), a.kind], len(_common(a).parts))
+    strays = [a for a in placed if len(_common(a).parts) < depths[id(a.series), a.kind] and not _same_name(a)]
+    reason = "lies apart from the only CT that it fits, which has outlines beside it; put it in the folder of its CT"
+    return [Problem(a.paths[0], reason) if isinstance(a, Annotation) and a in strays else a for a in found]
+
 
 # %% ../../nbs/cohort/scan.ipynb #d860db83
 def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation | Problem]:
     "All outlines, each with its series or the reason why it has none"
     tree, tables = _Tree(all_series), [o for o in index.outlines if o.kind in ('boxes', 'polygons')]
-    owners = _owners(all_series) if tables else {}
-    single = [[o] for o in index.outlines if o.kind in ('seg', 'rtstruct', 'nifti')]
+    owners = _Owners(all_series if tables else [])
+    single = [[o] for o in index.outlines if o.kind in ('seg', 'rtstruct') or is_volume(o.path)]
     pictures = _picture_groups(index.outlines, all_series)
     found = [_mask_annotation(g, tree) for g in _grouped((e for e in index.slices if e.shared.mask), _grid)]
     found += [_outline_annotation(g, all_series, tree) for g in single + pictures]
     for table in tables:
-        found += _table(table, all_series, owners)
-    return found
+        found += _table(table, tree, owners)
+    return _without_strays(found)
+
 
 # %% ../../nbs/cohort/scan.ipynb #c39d79f7
 @dataclass(frozen=True, eq=False)
@@ -454,6 +702,7 @@ def _by_patient(annotations: Iterable[Annotation]) -> list[PatientFiles]:
     patients = _grouped(annotations, lambda a: a.series.patient)
     return sorted((PatientFiles(g[0].series.patient, tuple(g)) for g in patients), key=lambda p: p.key)
 
+
 # %% ../../nbs/cohort/scan.ipynb #a27b5fb1
 def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> list[Problem]:
     "A note for each series without an annotation"
@@ -464,10 +713,27 @@ def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> 
         if id(s) not in used
     ]
 
+
+# %% ../../nbs/cohort/scan.ipynb #43afdbbb
+def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[Series], list[Problem]]:
+    "The series in a folder, and what could not be read or is not needed"
+    stacks = _ct_stacks(index.slices)
+    series = [s for s in stacks if isinstance(s, Series)] + _deeplesion_series(index.outlines, files)
+    copies = _copies(series)
+    problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
+    problems += [Problem(s.slices[0].path, "a copy of a DICOM series, which is used", failed=False) for s in copies]
+    return _volume_patients([s for s in series if s not in copies], src), problems
+
+
 # %% ../../nbs/cohort/scan.ipynb #49113c2c
-def _no_series(src: Path, problems: Sequence[Problem]) -> InputError:
-    why = f' ({problems[0].path}: {problems[0].reason})' if problems else ''
+def _no_series(src: Path, index: _Index, problems: Sequence[Problem]) -> InputError:
+    "The error for a folder without CT, with what is there instead"
+    said = [f'{p.path}: {p.reason}' for p in problems[:1]] + [p.reason for p in _unread(index.unread)]
+    if masks := sum(e.shared.mask for e in index.slices):
+        said.append(f'{masks} x DICOM mask, or picture of 8 bits')
+    why = f" ({'; '.join(said[:5])})" if said else ''
     return InputError(f"{src}: holds no CT series that can be read{why}; give the folder with the images")
+
 
 # %% ../../nbs/cohort/scan.ipynb #a1c8f68a
 def scan_folder(
@@ -479,16 +745,14 @@ def scan_folder(
     "Patients, series and annotations below a folder; `InputError` if there is no CT."
     src = Path(src)
     if not src.is_dir():
-        raise InputError(f"{src}: no such folder; give the folder that holds the images and annotations")
+        raise InputError(f"{src}: no such folder; give the folder, or the zip file, of images and annotations")
     files = list(_files(src))
     index = _index(files, src, jobs, progress)
-    stacks = _ct_stacks(index.slices)
-    series = [s for s in stacks if isinstance(s, Series)] + _deeplesion_series(index.outlines, files)
-    series = _nifti_patients(series, src)
-    problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
+    series, problems = _all_series(index, files, src)
     if not series:
-        raise _no_series(src, problems)
+        raise _no_series(src, index, problems)
+    index = _know_pictures(index, series)
     found = _annotations(index, series)
     annotations = [a for a in found if isinstance(a, Annotation) and kind in ('auto', a.kind)]
     problems += [p for p in found if isinstance(p, Problem)] + _unused(series, annotations)
-    return _by_patient(annotations), problems
+    return _by_patient(annotations), _told_together(problems) + _unread(index.unread)

@@ -24,6 +24,8 @@ from liverdis.cohort.annotation.structures import (
     SliceMask,
     SliceStack,
     Structure,
+    beyond_note,
+    beyond_series,
     check_shape,
     resample_onto,
     resample_slice,
@@ -218,12 +220,20 @@ def _needs_volume(planes: Sequence[_Plane], stack: SliceStack) -> bool:
     return all(p.rank is None and _has_geometry(p.header) for p in planes)
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #38c8c2b0
+def _n_beyond(planes: Sequence[_Plane], stack: SliceStack) -> int:
+    "Frames that lie before the first slice of the series or after its last"
+    places = [p.header.position_mm for p in planes if p.header.position_mm is not None]
+    if not places or not stack.placed:
+        return 0
+    return int(beyond_series(stack, np.array(places) @ stack.normal).sum())
+
+
 def _seg_structure(
     key: str, name: str, planes: Sequence[_Plane], stack: SliceStack, path: str | Path, notes: tuple[str, ...]
 ) -> Structure:
     "One segment on the slices"
     masks: dict[int, np.ndarray] = {}
-    resampled = False
+    resampled, beyond = False, _n_beyond(planes, stack)
     for plane in planes:
         if plane.rank is None:
             continue
@@ -233,8 +243,9 @@ def _seg_structure(
             masks[plane.rank] = masks.get(plane.rank, False) | here.mask
     if _needs_volume(planes, stack):
         ordered = sorted(planes, key=lambda p: p.header.normal_position_mm)
-        masks, resampled, _ = resample_onto(stack, [p.header for p in ordered], lambda k: ordered[k].mask, path)
-    return Structure(key, name, dict(sorted(masks.items())), notes + ((RESAMPLED_NOTE,) if resampled else ()))
+        masks, resampled, *_ = resample_onto(stack, [p.header for p in ordered], lambda k: ordered[k].mask, path)
+    notes += ((RESAMPLED_NOTE,) if resampled else ()) + beyond_note(beyond)
+    return Structure(key, name, dict(sorted(masks.items())), notes)
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #8909a2b7
 def _is_about(ds: Dataset, stack: SliceStack) -> bool:

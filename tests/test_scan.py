@@ -1,0 +1,523 @@
+"""What lies in a folder, on the shapes of data that once gave a wrong patient, a wrong image, or silence."""
+
+import os
+import shutil
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit
+
+from liverdis.cohort.annotation.readers import read_structures
+from liverdis.cohort.archives import source_folder
+from liverdis.cohort.ct import CTSlice, read_hu, read_slice, upright, write_slice
+from liverdis.cohort.deidentify import load_key
+from liverdis.cohort.ingest import ingest
+from liverdis.cohort.labels import LabelRules
+from liverdis.cohort.manifest import load_manifest
+from liverdis.cohort.roi import load_rois
+from liverdis.cohort.scan import scan_folder
+from liverdis.core import InputError
+
+REALDATA = Path(os.environ.get('LIVERDIS_REALDATA', Path(__file__).parents[1] / '../shared/realdata')).resolve()
+real = pytest.mark.skipif(
+    not REALDATA.is_dir(), reason=f"no real CT at {REALDATA}: set LIVERDIS_REALDATA to the folder that holds it"
+)
+BOX = 'lesion,image,row_min,row_max,col_min,col_max\n'
+LIVER = np.hypot(*np.mgrid[-32:32, -32:32]) < 15
+
+
+def body(value=60, seed=0):
+    "A slice of noise around `value` in fat and air, (64,64) HU"
+    y, x = np.mgrid[:64, :64]
+    tissue = np.random.default_rng(seed).normal(0, 12, (64, 64)) + np.where(np.hypot(y - 32, x - 32) < 22, value, -100)
+    return np.where(np.hypot(y - 32, x - 32) < 28, tissue, -1000).round()
+
+
+def series(folder, patient, value=60, n=3, **tags):
+    "CT slices numbered as TCIA numbers them, whose tissue has this value"
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = dict(PatientID=patient, SeriesInstanceUID=f'1.2.{value}', StudyInstanceUID='1.3.' + patient[1:], **tags)
+    for k in range(n):
+        place = dict(position_mm=(0, 0, 5 * k), InstanceNumber=k + 1)
+        write_slice(folder / f'1-{k + 1:02d}.dcm', body(value, k), **place, FrameOfReferenceUID='1.4', **shared)
+
+
+def found(src):
+    "Patient, kind and folder of the series of each annotation, and the reasons of all problems"
+    patients, problems = scan_folder(src)
+    return [(p.key, a.kind, a.series.folder) for p in patients for a in p.annotations], [p.reason for p in problems]
+
+
+# the right patient
+
+
+@pytest.fixture
+def two_patients(tmp_path):
+    "Two patients, each with `image/1-01.dcm` and so on; the second in two phases"
+    series(tmp_path / 'P1/image', 'P1', 50)
+    series(tmp_path / 'P2/portal/image', 'P2', 110, SeriesDescription='portal venous')
+    series(tmp_path / 'P2/arterial/image', 'P2', 80, SeriesDescription='arterial')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    'where,image,expected',
+    [
+        ('P1', '1-02.dcm', 50),
+        ('P1', '1-02', 50),
+        ('P1/image', '1-02.dcm', 50),
+        ('P2/portal', '1-02.dcm', 110),
+        ('P2/arterial/image', '1-02.dcm', 80),
+        ('.', 'P1/image/1-02.dcm', 50),
+        ('.', 'portal\\image\\1-02.dcm', 110),
+        ('P1', 'UID of P2, arterial', 80),
+    ],
+)
+def test_a_table_lands_on_the_patient_that_it_means(two_patients, where, image, expected):
+    if image.startswith('UID'):
+        image = pydicom.dcmread(two_patients / 'P2/arterial/image/1-02.dcm').SOPInstanceUID
+    (two_patients / where / 'boxes.csv').write_text(BOX + f'a,{image},28,36,28,36\n')
+    (patient,), problems = scan_folder(two_patients)
+    (annotation,) = patient.annotations
+    slices = annotation.series.slices
+    (lesion,) = read_structures(annotation.paths, annotation.kind, slices, annotation.keys)
+    ((rank, mask),) = lesion.masks.items()
+    assert rank == 1 and abs(read_hu(slices[rank]).hu[mask].mean() - expected) < 5
+    assert not [p for p in problems if p.failed]
+
+
+@pytest.mark.parametrize('where,image', [('.', '1-02.dcm'), ('P2', '1-02.dcm'), ('.', 'image/1-02.dcm')])
+def test_a_name_that_may_be_two_slices_is_refused(two_patients, where, image):
+    (two_patients / where / 'boxes.csv').write_text(BOX + f'a,{image},28,36,28,36\n')
+    annotations, reasons = found(two_patients)
+    assert not annotations and any('lie in several CT series' in r and 'SOPInstanceUID' in r for r in reasons)
+
+
+@pytest.mark.parametrize('image', ['P7/image/1-02.dcm', 'P2/portal/image/1-02.dcm', '1-09.dcm', 'image/1-09.dcm'])
+def test_a_table_beside_one_patient_never_means_another(two_patients, image):
+    "The second patient has more slices, so `1-09.dcm` lies there alone"
+    series(two_patients / 'P3/image', 'P3', 90, n=9)
+    (two_patients / 'P1/boxes.csv').write_text(BOX + f'a,{image},28,36,28,36\n')
+    patients, problems = scan_folder(two_patients)
+    assert not patients and [p.reason for p in problems if p.failed][0].startswith('names 1 images that are not here')
+
+
+def test_one_lesion_id_in_two_patients(two_patients):
+    "Each patient's rows count for that patient alone, though both lesions are called 1"
+    rows = '1,P1/image/1-01.dcm,28,36,28,36\n1,P2/portal/image/1-03.dcm,30,31,30,31\n'
+    (two_patients / 'boxes.csv').write_text(BOX + rows)
+    patients, _ = scan_folder(two_patients)
+    drawn = {}
+    for p in patients:
+        for a in p.annotations:
+            (lesion,) = read_structures(a.paths, a.kind, a.series.slices, a.keys)
+            drawn[p.key] = {rank: int(m.sum()) for rank, m in lesion.masks.items()}
+    assert drawn == {'P1': {0: 81}, 'P2': {2: 4}}
+
+
+def test_a_mask_above_two_patients_goes_to_neither(tmp_path):
+    "Both lie on one grid; that one lies nearer in the tree says nothing"
+    series(tmp_path / 'P1', 'P1', 50)
+    series(tmp_path / 'P2/a/b', 'P2', 110)
+    mask = np.zeros((64, 64, 3), np.uint8)
+    mask[28:36, 28:36] = 1
+    nib.Nifti1Image(mask, np.diag([-1, -1, 5, 1])).to_filename(tmp_path / 'tumour.nii.gz')
+    (tmp_path / 'boxes.csv').write_text('lesion,z_mm,row_min,row_max,col_min,col_max\na,5,28,36,28,36\n')
+    annotations, reasons = found(tmp_path)
+    assert not annotations and sum('CT series of 2 patients' in r for r in reasons) == 2
+
+
+@pytest.mark.parametrize('kind', ['png', 'nifti', 'boxes'])
+def test_the_mask_of_a_patient_without_ct_does_not_go_to_another(tmp_path, kind):
+    "P2's CT is the only one, and lies on the grid of P1's"
+    series(tmp_path / 'P2/ct', 'P2', n=1)
+    for patient in ('P1', 'P2'):
+        (tmp_path / patient / 'masks').mkdir(parents=True)
+        if kind == 'png':
+            Image.fromarray(LIVER).save(tmp_path / patient / 'masks/tumour.png')
+        elif kind == 'nifti':
+            to_nifti(LIVER[None].astype(np.uint8), tmp_path / patient / 'masks/tumour.nii.gz')
+        else:
+            text = 'lesion,z_mm,row_min,row_max,col_min,col_max\na,0,28,36,28,36\n'
+            (tmp_path / patient / 'masks/boxes.csv').write_text(text)
+    patients, problems = scan_folder(tmp_path)
+    (annotation,) = patients[0].annotations
+    assert annotation.paths[0].is_relative_to(tmp_path / 'P2')
+    (problem,) = problems
+    assert problem.failed and problem.path.is_relative_to(tmp_path / 'P1') and 'lies apart' in problem.reason
+
+
+def test_images_and_masks_in_folders_of_their_own(tmp_path):
+    "`images/P1` and `masks/P1`, and a mask beside the images"
+    series(tmp_path / 'images/P1', 'P1', n=1)
+    (tmp_path / 'masks/P1').mkdir(parents=True)
+    for where in ('masks/P1/tumour.png', 'images/P1/liver.png'):
+        Image.fromarray(LIVER).save(tmp_path / where)
+    annotations, reasons = found(tmp_path)
+    assert len(annotations) == 2 and not reasons
+
+
+@pytest.mark.parametrize('where', ['ct.nii.gz', 'nifti/ct.nii.gz'])
+def test_a_ct_that_is_there_twice_is_one_patient(tmp_path, where):
+    "DICOM, and the same slices as NIfTI beside the mask, which once made the patient two"
+    series(tmp_path / 'P1/dicom', 'P1')
+    (tmp_path / 'P1/nifti').mkdir()
+    to_nifti(np.stack([body(60, k) for k in range(3)]).astype(np.int16), tmp_path / 'P1' / where)
+    to_nifti(np.stack([LIVER] * 3).astype(np.uint8), tmp_path / 'P1/nifti/tumour.nii.gz')
+    (tmp_path / 'P1/boxes.csv').write_text(BOX + 'a,1-02.dcm,28,36,28,36\n')
+    annotations, reasons = found(tmp_path)
+    assert annotations == [('P1', kind, tmp_path / 'P1/dicom') for kind in ('nifti', 'boxes')]
+    assert reasons == ['a copy of a DICOM series, which is used']
+    to_nifti(np.stack([body(60, k + 9) for k in range(3)]).astype(np.int16), tmp_path / 'P1' / where)  # another phase
+    assert 'a copy of a DICOM series, which is used' not in found(tmp_path)[1]
+
+
+def test_folders_name_patients_alike_wherever_they_lie(tmp_path):
+    "Without PatientID and study; the key of a patient must not depend on where a zip file is unpacked"
+    for where in ('here', 'there/further'):
+        series(tmp_path / where / 'export/p1', 'P1', 50)
+        for f in (tmp_path / where / 'export/p1').iterdir():
+            ds = pydicom.dcmread(f)
+            ds.PatientID = ds.StudyInstanceUID = ''
+            ds.save_as(f)
+        (tmp_path / where / 'export/p1/boxes.csv').write_text(BOX + 'a,1-01.dcm,28,36,28,36\n')
+    keys = [scan_folder(tmp_path / where / 'export')[0][0].key for where in ('here', 'there/further')]
+    assert keys == ['export/p1', 'export/p1']
+
+
+def test_an_outline_of_another_phase_is_noted(tmp_path):
+    "The SEG's own series is not here, but one in the same space is"
+    series(tmp_path, 'P1')
+    ds = pydicom.dcmread(tmp_path / '1-01.dcm')
+    ds.Modality, ds.SOPClassUID = 'SEG', '1.2.840.10008.5.1.4.1.1.66.4'
+    ds.ReferencedSeriesSequence = [pydicom.Dataset()]
+    for uid, notes in (('1.2.60', ()), ('1.2.99', ('drawn on another series of the same space, which is not here',))):
+        ds.ReferencedSeriesSequence[0].SeriesInstanceUID = uid
+        ds.save_as(tmp_path / 'seg.dcm')
+        (patient,), _ = scan_folder(tmp_path)
+        assert patient.annotations[0].notes == notes
+
+
+# images that are no CT in Hounsfield units
+
+
+def to_nifti(values, path):
+    "Slices (N,64,64) on the grid of `series`"
+    nib.Nifti1Image(np.transpose(values, (2, 1, 0)), np.diag([-1, -1, 5, 1])).to_filename(path)
+
+
+@pytest.mark.parametrize(
+    'change,said',
+    [
+        (lambda hu: (hu + 1024).astype(np.int16), 'HU + 1024'),
+        (lambda hu: np.uint8(255 * ((hu + 90) / 300).clip(0, 1)), 'a window of greys'),
+        (lambda hu: np.float32((hu + 90) / 300).clip(0, 1), 'a scale or a probability'),
+        (lambda hu: np.where(LIVER, hu.clip(0), 0).astype(np.int16), 'masked with 0'),
+    ],
+)
+def test_a_nifti_that_is_no_ct_in_hounsfield_units(tmp_path, change, said):
+    "Beside the DICOM: once read as a label map of hundreds of structures"
+    series(tmp_path / 'src', 'P1')
+    to_nifti(change(np.stack([body(60, k) for k in range(3)])), tmp_path / 'src/ct.nii.gz')
+    annotations, reasons = found(tmp_path / 'src')
+    assert not annotations and any(said in r and 'save it in Hounsfield units' in r for r in reasons)
+
+
+@pytest.mark.parametrize(
+    'change,note',
+    [
+        (lambda hu: np.where(hu > -500, hu, 0), 'pixels outside a mask are 0 HU'),
+        (lambda hu: hu.clip(-160, 240), 'values below -160 HU are cut off'),
+        (lambda hu: hu, None),
+    ],
+)
+def test_a_nifti_ct_that_was_changed_is_noted(tmp_path, change, note):
+    to_nifti(change(np.stack([body(60, k) for k in range(3)])).astype(np.int16), tmp_path / 'volume-1.nii.gz')
+    to_nifti(np.stack([LIVER] * 3).astype(np.uint8), tmp_path / 'segmentation-1.nii.gz')
+    (patient,), _ = scan_folder(tmp_path)
+    notes = patient.annotations[0].series.notes
+    assert (note in notes) if note else not notes
+
+
+def test_a_picture_of_a_ct_is_no_mask(tmp_path):
+    "8-bit JPEG in DICOM: once a mask folder"
+    series(tmp_path / 'ct', 'P1')
+    series(tmp_path / 'key images', 'P1', 61)
+    for f in (tmp_path / 'key images').iterdir():
+        ds, jpeg = pydicom.dcmread(f), BytesIO()
+        Image.fromarray(np.uint8(((body() + 90) / 300).clip(0, 1) * 255)).save(jpeg, 'JPEG')
+        ds.BitsAllocated = ds.BitsStored = 8
+        ds.HighBit, ds.PixelRepresentation = 7, 0
+        ds.PixelData = encapsulate([jpeg.getvalue()])
+        ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        ds.save_as(f)
+    _, reasons = found(tmp_path)
+    assert [r for r in reasons if '8 bits compressed with loss' in r and r.startswith('3 x ')]
+    shutil.rmtree(tmp_path / 'ct')
+    with pytest.raises(InputError, match='3 x DICOM slice of 8 bits compressed with loss'):
+        scan_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'tags,note',
+    [
+        ({'ImageType': ['DERIVED', 'SECONDARY', 'MPR']}, 'images derived from others, not as the scanner made them'),
+        ({'LossyImageCompression': '01'}, 'pixels compressed with loss'),
+        ({'ImageOrientationPatient': [1, 0, 0, 0, -1, 0]}, 'slices lay turned or mirrored, and are turned upright'),
+        ({'ImageOrientationPatient': [1, 0, 0, 0, 0, -1]}, 'slices are not axial'),
+    ],
+)
+def test_what_was_done_to_a_series_is_noted(tmp_path, tags, note):
+    series(tmp_path / 'ct', 'P1', n=1, **tags)
+    (tmp_path / 'boxes.csv').write_text(BOX + 'a,1-01.dcm,28,36,28,36\n')
+    (patient,), _ = scan_folder(tmp_path)
+    assert patient.annotations[0].series.notes == (note,)
+
+
+@pytest.mark.parametrize(
+    'tags', [{'RescaleType': 'MGML'}, {'ImageType': ['DERIVED', 'SECONDARY', 'AXIAL', 'PERFUSION', 'CBF']}]
+)
+def test_maps_are_not_taken_for_ct(tmp_path, tags):
+    series(tmp_path / 'ct', 'P1')
+    series(tmp_path / 'flow', 'P1', 61, **tags)
+    _, reasons = found(tmp_path)
+    assert any(r.startswith('3 x DICOM map') for r in reasons)
+    assert sum('without an annotation' in r for r in reasons) == 1  # of the CT
+
+
+@real
+def test_lossy_syntaxes_of_real_files_are_noted(tmp_path):
+    for i, f in enumerate((REALDATA / 'transfer_syntaxes').iterdir()):
+        (tmp_path / f.name).mkdir()
+        ds = pydicom.dcmread(f)
+        ds.PatientID = ds.SeriesInstanceUID = f'1.{i}'
+        ds.save_as(tmp_path / f.name / 'slice.dcm')
+        Image.fromarray(np.eye(512, dtype=bool)).save(tmp_path / f.name / 'tumour.png')
+    patients, _ = scan_folder(tmp_path)
+    lossy = {a.series.folder.name for p in patients for a in p.annotations if 'with loss' in ' '.join(a.series.notes)}
+    assert {name.split('_')[1] for name in lossy} == {'JPEGProcess10'}
+
+
+# masks in DICOM
+
+
+@pytest.fixture
+def segmentation(tmp_path):
+    "3D-IRCADb's masks as 16 bits with the series UID of the CT, in a folder called Segmentation; the first ones empty"
+    if not REALDATA.is_dir():
+        pytest.skip(f"no real CT at {REALDATA}: set LIVERDIS_REALDATA to the folder that holds it")
+    (tmp_path / 'ct').mkdir()
+    (tmp_path / 'Segmentation').mkdir()
+    for f in (REALDATA / 'ircad17/PATIENT_DICOM').iterdir():
+        (tmp_path / 'ct' / f.name).symlink_to(f)
+        ct, mask = pydicom.dcmread(f), pydicom.dcmread(REALDATA / 'ircad17/MASKS_DICOM/livertumor1' / f.name)
+        ct.PixelData = (mask.pixel_array > 0).astype(np.int16).tobytes()
+        ct.save_as(tmp_path / 'Segmentation' / f.name)
+    return tmp_path
+
+
+def test_masks_of_16_bits(segmentation):
+    (patient,), problems = scan_folder(segmentation)
+    (annotation,) = patient.annotations
+    assert (annotation.kind, annotation.series.folder.name, len(annotation.series.slices)) == ('dicom-mask', 'ct', 36)
+    assert not problems
+    (lesion,) = read_structures(annotation.paths, 'dicom-mask', annotation.series.slices, None, annotation.headers)
+    drawn = [(pydicom.dcmread(p).pixel_array > 0).sum() for p in annotation.paths]
+    assert lesion.name == 'Segmentation' and sum(m.sum() for m in lesion.masks.values()) == sum(drawn) > 1000
+
+
+def test_masks_longer_than_a_trimmed_ct(segmentation):
+    "The CT has only its lower half; the mask goes on above it"
+    heights = {f: pydicom.dcmread(f).ImagePositionPatient[2] for f in (segmentation / 'ct').iterdir()}
+    for f in sorted(heights, key=heights.get)[12:]:
+        f.unlink()
+    shutil.copytree(REALDATA / 'ircad17/MASKS_DICOM', segmentation / 'MASKS_DICOM')
+    patients, problems = scan_folder(segmentation)
+    assert len(patients[0].annotations) == 4  # three folders of 8 bits, one of 16
+    assert {len(a.series.slices) for a in patients[0].annotations} == {12}
+    assert not [p for p in problems if p.failed]
+
+
+def test_a_ct_in_a_folder_named_after_masks(tmp_path):
+    series(tmp_path / 'segmentation challenge/case 1/masked ct', 'P1')
+    (tmp_path / 'segmentation challenge/case 1/boxes.csv').write_text(BOX + 'a,1-02.dcm,28,36,28,36\n')
+    annotations, reasons = found(tmp_path)
+    assert [a[:2] for a in annotations] == [('P1', 'boxes')] and not reasons
+
+
+# upright
+
+
+@pytest.mark.parametrize('swap', [False, True])
+@pytest.mark.parametrize('rows,columns', [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_every_way_to_lie_is_turned_upright(swap, rows, columns):
+    "Pixels that are not square, on an image that is not square, tilted a little"
+    tilt = np.array([[1, 0, 0], [0, np.cos(0.2), np.sin(0.2)]])
+    hu, mask = np.random.default_rng(0).normal(60, 20, (7, 5)).astype(np.float32), np.zeros((7, 5), bool)
+    mask[1, 3] = True
+    known = dict(sop_uid='1.2', path=Path('a.dcm'))
+    upright_slice = CTSlice(
+        shape=(7, 5),
+        spacing_mm=(0.5, 0.8),
+        position_mm=(-9.0, 3.0, 2.0),
+        orientation=tuple(tilt.ravel()),
+        hu=hu,
+        **known,
+    )
+    corner = np.where([rows < 0, columns < 0], [6, 4], 0)
+    directions, step = np.stack([tilt[0] * columns, tilt[1] * rows]), slice(None, None, -1 if swap else 1)
+    lying = lambda image: (lambda flipped: flipped.T if swap else flipped)(image[::rows, ::columns])
+    stored = CTSlice(
+        shape=(7, 5)[step],
+        spacing_mm=(0.5, 0.8)[step],
+        position_mm=tuple(upright_slice.position_mm + upright_slice.axes[:, :2] @ corner),
+        orientation=tuple(directions[step].ravel()),
+        hu=lying(hu),
+        **known,
+    )
+    turned, its_mask = upright(stored, lying(mask))
+    np.testing.assert_array_equal(turned.hu, hu)
+    np.testing.assert_array_equal(its_mask, mask)
+    assert (turned.shape, turned.spacing_mm, turned.sop_uid) == ((7, 5), (0.5, 0.8), '1.2')
+    np.testing.assert_allclose(turned.position_mm, upright_slice.position_mm)
+    np.testing.assert_allclose(turned.orientation, tilt.ravel())
+
+
+def test_slices_across_the_body_stay(tmp_path):
+    write_slice(tmp_path / 'coronal.dcm', body(), ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    ct = read_slice(tmp_path / 'coronal.dcm')
+    mask = ct.hu > 0
+    same, its_mask = upright(ct, mask)
+    assert same is ct and its_mask is mask
+
+
+# files that are not read, and zip files
+
+
+def test_every_unread_file_is_counted(tmp_path):
+    series(tmp_path / 'ct', 'P1')
+    (tmp_path / 'DICOMDIR').write_text('an index that is none')
+    for name in (
+        'a.iso',
+        'b.iso',
+        'c.rar',
+        'd.stl',
+        'report.pdf',
+        'e.mat',
+        'Smith.jane',
+        'f.mrb',
+        'g.xlsx',
+        'note.csv',
+    ):
+        (tmp_path / name).write_text('x')
+    (tmp_path / 'coco.json').write_text('{"images": [], "annotations": [], "categories": []}')
+    Image.new('RGB', (16, 16)).save(tmp_path / 'icon.png')
+    across = dict(ImageType=['ORIGINAL', 'PRIMARY', 'LOCALIZER'], ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    write_slice(tmp_path / 'scout.dcm', body(), **across)
+    write_slice(tmp_path / 'mr.dcm', body(), Modality='MR')
+    write_slice(tmp_path / 'sr.dcm', body(), Modality='SR')
+    patients, problems = scan_folder(tmp_path)
+    counts = [p.reason.split(':')[0] for p in problems if ' x ' in p.reason]
+    assert sorted(counts) == sorted(
+        [
+            '2 x CD image',
+            '1 x archive',
+            '1 x surface',
+            '1 x document',
+            '1 x array without geometry',
+            '2 x file of unknown kind',
+            '1 x scene of a viewer',
+            '1 x spreadsheet',
+            '1 x table without boxes or polygons',
+            '1 x COCO annotation (.json)',
+            '1 x DICOM image of another modality',
+            '1 x DICOM structured report',
+            '1 x DICOM scout image',
+            '1 x picture of another size than the slices',
+        ]
+    )
+    assert not any(p.failed for p in problems) and not any('Smith' in p.reason for p in problems)
+    assert all(p.path.is_file() for p in problems)
+
+
+def test_a_folder_without_ct_says_what_is_there(tmp_path):
+    for k in range(12):
+        (tmp_path / f'{k}.stl').write_text('solid')
+    with pytest.raises(InputError, match='12 x surface: not read; save it as a label map'):
+        scan_folder(tmp_path)
+
+
+def test_many_broken_files_give_one_line(tmp_path):
+    series(tmp_path / 'ct', 'P1')
+    series(tmp_path / 'old', 'P1', 61, n=40, RescaleSlope=None)
+    _, problems = scan_folder(tmp_path)
+    (problem,) = [p for p in problems if p.failed]
+    assert 'RescaleSlope' in problem.reason and '39 more files of this folder' in problem.reason
+
+
+def test_half_a_cd(tmp_path):
+    "DICOMDIR names two files; one was not copied"
+    series(tmp_path / 'CT', 'P1', n=2)
+    (tmp_path / 'CT/1-01.dcm').rename(tmp_path / 'CT/IM1')
+    records = [pydicom.Dataset(), pydicom.Dataset()]
+    for record, name in zip(records, ('IM1', 'IM9')):
+        record.ReferencedFileID = ['CT', name]
+    directory = pydicom.dcmread(tmp_path / 'CT/IM1', stop_before_pixels=True)
+    directory.DirectoryRecordSequence = records
+    directory.save_as(tmp_path / 'DICOMDIR')
+    _, problems = scan_folder(tmp_path)
+    assert [p.reason for p in problems if p.failed] == ['names 1 of 2 files that are not here; copy the whole CD']
+
+
+def test_zip_files_are_searched_like_folders(two_patients):
+    (two_patients / 'P1/boxes.csv').write_text(BOX + 'a,1-02.dcm,28,36,28,36\n')
+    (two_patients / 'P2/boxes.csv').write_text(BOX + 'a,portal/image/1-02.dcm,28,36,28,36\n')
+    plain = [(patient, kind, folder.relative_to(two_patients)) for patient, kind, folder in found(two_patients)[0]]
+    shutil.make_archive(two_patients / 'all', 'zip', two_patients)
+    shutil.make_archive(two_patients / 'second', 'zip', two_patients / 'P2')
+    shutil.rmtree(two_patients / 'P2')
+    with source_folder(two_patients / 'all.zip') as source:
+        zipped = [
+            (patient, kind, folder.relative_to(source.folder)) for patient, kind, folder in found(source.folder)[0]
+        ]
+    assert zipped == plain and len(plain) == 2
+    (two_patients / 'all.zip').unlink()
+    with source_folder(two_patients) as source:
+        (_, (_, _, folder)), _ = found(source.folder)
+        assert source.shown(folder) == two_patients / 'second.zip/portal/image' and folder.is_dir()
+    assert not folder.exists() and not (two_patients / 'second').exists()
+
+
+def test_a_zip_file_that_leads_out_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'bad.zip', 'w') as made:
+        made.writestr('../../outside.dcm', 'x')
+    with pytest.raises(InputError, match='bad.zip: holds a path that leads out'), source_folder(tmp_path):
+        pass
+
+
+def test_a_cohort_from_a_zip_file(two_patients, tmp_path_factory):
+    "As from the folder; a second run finds nothing to do, though the scratch folder is another"
+    (two_patients / 'P1/boxes.csv').write_text(BOX + 'a,1-02.dcm,28,36,28,36\n')
+    (two_patients / 'P2/boxes.csv').write_text(BOX + 'b,portal/image/1-02.dcm,28,36,28,36\n')
+    out, rules = tmp_path_factory.mktemp('out'), LabelRules((('*', 'cyst', '*'),))
+    load_key(out / 'key')
+    zipped = Path(shutil.make_archive(out / 'all', 'zip', two_patients))
+    for src, to in ((two_patients, 'plain'), (zipped, 'zipped')):
+        done = ingest(src, out / to, rules, key=out / 'key')
+        assert len(done.manifest) == 2 and not done.failed and done.redone == 2
+    assert ingest(zipped, out / 'zipped', rules, key=out / 'key').redone == 0
+    tables = [pd.read_csv(out / to / 'measurements.csv') for to in ('plain', 'zipped')]
+    pd.testing.assert_frame_equal(*tables)
+    assert sorted(tables[0].hu_mean.round(-1)) == [50, 110]  # each on its own patient, in the right phase
+    rois = [load_rois(load_manifest(out / to / 'manifest.csv'), 0.25, 32) for to in ('plain', 'zipped')]
+    np.testing.assert_array_equal(*rois)
+    text = ' '.join(f.read_text() for f in (out / 'zipped').rglob('*') if f.suffix in ('.csv', '.json', '.html'))
+    assert 'liverdis-' not in text and 'all.zip' not in text
