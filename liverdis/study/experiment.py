@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..cohort.manifest import Manifest
-from ..core import CLASSES, InputError, write_atomic
+from ..core import InputError, write_atomic
 from ..method.arms import ARMS, GENERATORS, ArmFold, classifier_network, load_arms
 from ..method.data import batches, dataloaders, load_split
 from ..method.disentangle import Disentangler, classifier_learner, encode, swap
@@ -48,7 +48,7 @@ from liverdis.study.codes import (
     swap_pairs,
 )
 from .comparison import summary
-from .evaluate import PREDICTION_COLUMNS
+from .evaluate import PREDICTION_COLUMNS, PROBABILITIES
 from .run import PAPER_ARMS, Run, Task, measured_by, pick_device, start_run, task_seed
 from .training import Checkpoint, resumable_fit, seed_all
 
@@ -230,7 +230,7 @@ def run_task(
         record, model = _train(run, task, fold, seed)
     about = {k: run.info[k] for k in ('settings', 'versions', 'data_checksum')}
     record |= {'wall_time_s': round(time.perf_counter() - began, 2), 'task': dataclasses.asdict(task)}
-    run.finish(task, {**record, 'classes': CLASSES, **about}, model)
+    run.finish(task, {**record, 'classes': run.settings.classes, **about}, model)
 
 # %% ../../nbs/study/experiment.ipynb #50bda901
 _COST = {'baseline': 1.0, 'swap_classifier': 1.0, 'disentangle': 6.0, 'measure': 1.0}  # of an epoch; others 2
@@ -371,17 +371,18 @@ def _single_threaded(client: Any) -> int:
 def _prediction_rows(run: Run, task: Task) -> Iterator[tuple]:
     cases = run.cases(task.repeat).set_index('case_id')
     for case, p in run.record(task)['test']['probabilities'].items():
-        predicted = CLASSES[int(np.argmax(p))]
+        predicted = run.settings.classes[int(np.argmax(p))]
         yield task.repeat, task.fold, task.kind, case, cases.patient_id[case], cases.label[case], predicted, *p
 
 # %% ../../nbs/study/experiment.ipynb #d9e38e6e
 def predictions(
     run: Run,
-) -> pd.DataFrame:  # columns `PREDICTION_COLUMNS`
+) -> pd.DataFrame:  # columns `PREDICTION_COLUMNS`, with the probabilities of the run's classes
     "Test predictions of all finished folds."
     finished = [task for task in run.tasks if task.kind in run.arms and run.done(task)]
     rows = [row for task in finished for row in _prediction_rows(run, task)]
-    return pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
+    about = [c for c in PREDICTION_COLUMNS if c not in PROBABILITIES]
+    return pd.DataFrame(rows, columns=[*about, *(f'p_{c}' for c in run.settings.classes)])
 
 # %% ../../nbs/study/experiment.ipynb #aa8dfe13
 def _arm_results(record: dict[str, Any]) -> dict[str, Any]:
@@ -407,9 +408,9 @@ def _fold_results(run: Run, repeat: int, fold: int) -> dict[str, Any]:
     }
 
 # %% ../../nbs/study/experiment.ipynb #001e6b0f
-def _samples(x: torch.Tensor, y: torch.Tensor, n: int) -> np.ndarray:
-    "The first `n` images of each class `(4,n,H,W)`; NaN for a class without images."
-    samples = np.full((len(CLASSES), n, *x.shape[2:]), np.nan, np.float32)
+def _samples(x: torch.Tensor, y: torch.Tensor, n: int, n_classes: int) -> np.ndarray:
+    "The first `n` images of each class `(K,n,H,W)`; NaN for a class without images."
+    samples = np.full((n_classes, n, *x.shape[2:]), np.nan, np.float32)
     for k in y.unique():
         samples[k] = x[y == k][:n, 0]
     return samples
@@ -424,7 +425,7 @@ def _figure_arrays(run: Run, per_class: int = 6) -> dict[str, np.ndarray]:
     first = [int((y == k).nonzero()[0]) for k in classes]
     image, codes = x[first[:1]], x[first]  # a cyst gives r, as in the paper, if there is one
     return {
-        'samples': _samples(x, y, min(per_class, int(counts.min()))),
+        'samples': _samples(x, y, min(per_class, int(counts.min())), len(run.settings.classes)),
         'swap_image': image[0, 0].numpy(),
         'swap_code_images': codes[:, 0].numpy(),
         'swap_code_labels': y[first].numpy(),
