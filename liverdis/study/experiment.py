@@ -216,10 +216,12 @@ def run_task(
     task: Task,
     arms_file: str | Path | None = None,  # a user's file of arms, executed first
 ) -> None:
-    "Do one task; those that it needs must be done. Its JSON record appears last."
+    "Do one task, unless it is done; those that it needs must be. Its JSON record appears last."
     if arms_file:
         load_arms(arms_file)
     run, began = Run(folder), time.perf_counter()
+    if run.done(task):  # by a worker that died before it could say so
+        return
     torch.set_num_threads(run.settings.threads or os.cpu_count() or 1)
     fold = _Fold(run, task)
     seed = task_seed(run.settings.seed, task.repeat, task.fold, task.kind)
