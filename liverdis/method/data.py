@@ -25,6 +25,7 @@ from fastcore.basics import patch
 from ..cohort.ct import window
 from ..cohort.folds import make_folds
 from ..cohort.roi import RoiFile, load_rois
+from ..core import InputError
 from ..settings import Settings
 
 # %% ../../nbs/method/data.ipynb #c7f5cbdc
@@ -219,7 +220,13 @@ def dataloaders(
     device: str | torch.device = 'cpu',  # where the data live
     on_device: bool | None = None,  # keep the images on the device? None: if they fit
 ) -> DataLoaders:
-    "Training (augmented, `views` times a case) and validation DataLoaders of one fold."
+    "Training (augmented, `views` times a case) and validation DataLoaders of one fold. `InputError` for too few cases."
+    n = int((np.asarray(roles) == 'train').sum())
+    if n * settings.views < settings.batch_size:
+        raise InputError(
+            f'{n} training case(s), each shown {settings.views} times, do not fill a batch of {settings.batch_size}: '
+            'use more cases or fewer folds'
+        )
     train, valid = (_reader(rois, labels, rows, settings, device, on_device) for rows in _rows(roles))
     return roi_block(rois, labels, roles, settings).dataloaders(
         range(len(rois)),

@@ -91,7 +91,7 @@ def zeta_weights(
     gamma: float,
     device: str | torch.device = 'cpu',
 ) -> torch.Tensor:  # (n,), falling, sums to 1
-    "The terms $i^{-\gamma}$, as shares."
+    r"The terms $i^{-\gamma}$, as shares."
     w = torch.arange(1, n + 1, device=device, dtype=torch.float32) ** -gamma
     return w / w.sum()
 

@@ -226,7 +226,12 @@ def run_study(
     tested, runs, facts = set(cohort.df.case_id), {}, {}
     told = lambda name: (lambda *args: on_progress(name, *args)) if on_progress else None
     if study.oracle:
-        likewise: dict[str, Any] = {'jobs': jobs, 'on_progress': told('oracle'), 'device': how.get('device')}
+        likewise: dict[str, Any] = {
+            'jobs': jobs,
+            'on_progress': told('oracle'),
+            'device': how.get('device'),
+            'scheduler': how.get('scheduler'),
+        }
         judge = train_oracle(folder / 'oracle', joined, tested, every[0].settings, **likewise)
         facts['oracle_accuracy'] = judge.record(Task(0, 1, 'baseline'))['test']['accuracy']
         how['oracle'] = judge.folder / 'weights' / f"{Task(0, 1, 'baseline').name}.safetensors"
