@@ -46,7 +46,7 @@ def trained_codes(n: int, run: Run) -> Codes:
     """Codes that the encoder of a run's first fold gives to ever new views of its training cases."""
     s, cases = run.settings, run.cases(0)
     images, labels = load_split(run.rois(), cases.label, cases.fold_1 == "train", s)
-    encoder = next(run.network(Task(0, 1, "baseline")).children())  # type: ignore[attr-defined]  # patched
+    encoder = next(run.network(Task(0, 1, "baseline")).children())
     augment = RandomAffine(s.max_scale, s.max_rotation, s.max_translation)
     times = math.ceil((n + BATCH) / len(images))
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def trained_codes(n: int, run: Run) -> Codes:
 
 def blocks(bank: Codes) -> Search:
     """Our `CodeBank`, exact."""
-    ours = CodeBank(bank.codes, bank.labels)
+    ours = CodeBank(bank.codes, bank.labels, len(CLASSES))
     return lambda: ours.nearest_per_class(bank.c, bank.y)
 
 

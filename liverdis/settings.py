@@ -10,10 +10,10 @@ from dataclasses import asdict, field, fields
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .core import LIVER_WINDOW, InputError
+from .core import CLASSES, LIVER_WINDOW, InputError
 
 # %% ../nbs/settings.ipynb #d26cd783
 def _paper(default: Any, where: str) -> Any:
@@ -30,6 +30,15 @@ _NotNegative = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _Widths = tuple[_PositiveInt, ...]
 
+
+def _in_order(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if len(classes) < 2 or list(classes) != [c for c in CLASSES if c in classes]:
+        raise ValueError(f"give at least two of {', '.join(CLASSES)}, in this order")
+    return classes
+
+
+_Classes = Annotated[tuple[str, ...], AfterValidator(_in_order)]
+
 # %% ../nbs/settings.ipynb #cd52f299
 @dataclass(frozen=True, config=ConfigDict(extra='forbid'))
 class Settings:
@@ -38,6 +47,10 @@ class Settings:
     # the data
     cohort: tuple[_PositiveInt, _PositiveInt, _PositiveInt, _PositiveInt] = _paper(
         (66, 81, 65, 27), '3.1: cases a class in the phantom; a manifest of your own has its own'
+    )
+    classes: _Classes = _paper(
+        CLASSES,
+        '3.1: the four classes; a cohort of your own has those of its manifest, and the networks as many outputs',
     )
     roi_size: _PositiveInt = _paper(128, '3.1: all ROIs are resized to 128x128')
     margin: _NotNegative = _ours(

@@ -15,11 +15,17 @@ from liverdis.cohort.joining import join_manifests
 from liverdis.cohort.manifest import file_checksum, load_manifest, save_manifest
 from liverdis.cohort.roi import load_rois
 from liverdis.cohort.sources import source_probe
-from liverdis.core import CLASSES, InputError
+from liverdis.core import InputError
+from liverdis.method.arms import ARMS, GENERATORS, ArmFold, classifier_network
+from liverdis.method.data import dataloaders
+from liverdis.settings import preset
+from liverdis.study.paper_figures import fig5
 from liverdis.study.report import read_run, table2
+from liverdis.study.run import Run, start_run
 from liverdis.use.cli import app
 
 PATIENTS = 6  # a source and class
+TRAINED = ("metastasis", "healthy")
 
 
 def write_source(folder, grain, seed):
@@ -153,18 +159,56 @@ def test_reproduce_with_two_classes(joined, sources, tmp_path):
     )
     assert r.exit_code == 0, r.output
     run = read_run(out)
+    assert run.results["summary"]["classes"] == list(TRAINED)
     for arm in run.results["summary"]["arms"].values():
-        cm = pd.DataFrame(arm["confusion"], CLASSES, CLASSES)
-        assert cm.sum(axis=1).tolist() == [0, 2 * PATIENTS, 0, 2 * PATIENTS]
-        assert arm["recall"]["cyst"] is None and arm["recall"]["hemangioma"] is None
+        cm = pd.DataFrame(arm["confusion"], TRAINED, TRAINED)
+        assert cm.sum(axis=1).tolist() == [2 * PATIENTS, 2 * PATIENTS] and set(arm["recall"]) == set(TRAINED)
         assert np.isclose(arm["balanced_accuracy"], (arm["recall"]["metastasis"] + arm["recall"]["healthy"]) / 2)
         assert all(arm[k] is not None for k in ("accuracy_pooled", "accuracy_std", "brier", "ece"))
+    assert [c for c in run.predictions if c.startswith("p_")] == ["p_metastasis", "p_healthy"]
+    assert set(run.predictions.predicted) <= set(TRAINED)
+    folder = Run(out)
+    assert folder.settings.classes == TRAINED
+    assert all(folder.record(task)["classes"] == list(TRAINED) for task in folder.tasks)
     row = run.results["summary"]["comparisons"]["baseline"]["proposed"]
     assert row["low"] <= row["difference"] <= row["high"] and row["n_cases"] == len(load_manifest(sources / "all.csv"))
     assert not any("paper" in column for column in table2(run.results))  # which has other classes
-    assert np.isnan(run.figures["samples"]).all(axis=(1, 2, 3)).tolist() == [True, False, True, False]
-    assert set(run.figures["swap_code_labels"]) == {1, 3}
+    assert len(run.figures["samples"]) == 2 and np.isfinite(run.figures["samples"]).all()
+    assert run.figures["swap_code_labels"].tolist() == [0, 1]
+    assert [ax.get_ylabel() for ax in fig5(run.figures, TRAINED).axes if ax.get_ylabel()] == list(TRAINED)
     targets = json.loads((out / "weights/r0_f1_disentangle.json").read_text())["history"]
     assert all(np.isfinite(h["valid_loss"]) for h in targets)
     page = (out / "report.html").read_text()
-    assert "0 cyst, 12 metastasis, 0 hemangioma, 12 healthy" in page and ">nan" not in page
+    assert "12 metastasis, 12 healthy" in page and "0 cyst" not in page and ">nan" not in page
+
+
+@pytest.fixture(scope="module")
+def fold(joined):
+    "A fold of the joined cohort as an arm sees it, with untrained generators"
+    s = preset("smoke", classes=TRAINED)
+    rois, cases = load_rois(joined, s.margin, s.roi_size), make_folds(joined.df, s.n_folds, s.valid_share, 0)
+    networks = {name: made.model(s) for name, made in GENERATORS.items()} | {"baseline": classifier_network(s)}
+    return ArmFold(s, 0, lambda s: dataloaders(rois, cases.label, cases.fold_1, s), networks.__getitem__)
+
+
+@pytest.mark.parametrize("name", [*ARMS, *GENERATORS])
+def test_outputs_follow_the_classes(fold, name):
+    learn = (ARMS | GENERATORS)[name].learner(fold)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    assert list(learn.dls.vocab) == list(TRAINED)
+    if name in ARMS:
+        assert learn.get_preds()[0].shape[1] == 2
+    else:
+        assert learn.model.classes == TRAINED
+
+
+def test_a_run_goes_on_with_its_classes(joined, tmp_path):
+    start_run(tmp_path / "run", joined, preset("smoke"))
+    assert start_run(tmp_path / "run", joined, preset("smoke")).settings.classes == TRAINED
+
+
+@pytest.mark.parametrize("classes", [["healthy"], ["healthy", "cyst"], ["cyst", "cyst"], ["cyst", "abscess"]])
+def test_classes_that_settings_refuse(classes):
+    with pytest.raises(InputError, match="setting 'classes' = .*: .*give at least two of cyst, "):
+        preset("smoke", classes=classes)

@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from ..cohort.ct import window
 from ..cohort.folds import make_folds
 from ..cohort.roi import RoiFile, load_rois
-from ..core import CLASSES
+from ..core import InputError
 from ..settings import Settings
 
 # %% ../../nbs/method/data.ipynb #c7f5cbdc
@@ -194,12 +194,12 @@ def roi_block(
     rois: np.ndarray | RoiFile,  # (N,1,H,W) in HU, one per row of the manifest
     labels: pd.Series,  # (N,) class names
     roles: pd.Series,  # (N,) 'train', 'valid' or 'test' in this fold
-    settings: Settings,  # window and augmentation
+    settings: Settings,  # classes, window and augmentation
 ) -> DataBlock:
     "The fastai DataBlock of one fold: items are row numbers; 'test' rows are in neither part."
     s = settings
     return DataBlock(
-        blocks=(TransformBlock(dl_type=BatchDL), CategoryBlock(vocab=list(CLASSES), sort=False)),
+        blocks=(TransformBlock(dl_type=BatchDL), CategoryBlock(vocab=list(s.classes), sort=False)),
         get_x=_GetRow(rois, partial(to_roi, settings=s)),
         get_y=_GetRow(np.asarray(labels), str),
         splitter=lambda items: _rows(roles),
@@ -216,11 +216,17 @@ def dataloaders(
     rois: np.ndarray | RoiFile,  # (N,1,H,W) in HU
     labels: pd.Series,  # (N,) class names
     roles: pd.Series,  # (N,) this fold's roles
-    settings: Settings,  # batch size, views, window, augmentation
+    settings: Settings,  # classes, batch size, views, window, augmentation
     device: str | torch.device = 'cpu',  # where the data live
     on_device: bool | None = None,  # keep the images on the device? None: if they fit
 ) -> DataLoaders:
-    "Training (augmented, `views` times a case) and validation DataLoaders of one fold."
+    "Training (augmented, `views` times a case) and validation DataLoaders of one fold. `InputError` for too few cases."
+    n = int((np.asarray(roles) == 'train').sum())
+    if n * settings.views < settings.batch_size:
+        raise InputError(
+            f'{n} training case(s), each shown {settings.views} times, do not fill a batch of {settings.batch_size}: '
+            'use more cases or fewer folds'
+        )
     train, valid = (_reader(rois, labels, rows, settings, device, on_device) for rows in _rows(roles))
     return roi_block(rois, labels, roles, settings).dataloaders(
         range(len(rois)),
@@ -233,7 +239,7 @@ def dataloaders(
 
 def _reader(rois, labels, rows, settings, device, on_device):
     "What `BatchDL` is told of one part."
-    targets, rows = _targets(labels), np.array(rows)
+    targets, rows = _targets(labels, settings), np.array(rows)
     if on_device is None:
         on_device = len(rows) * settings.roi_size**2 * 4 <= _room(device)
     return {'read': lambda items: _read(rois, targets, rows[items], settings), 'on_device': on_device}
@@ -244,8 +250,8 @@ def _room(device):
     return torch.cuda.mem_get_info(device)[0] // 4 if torch.device(device).type == 'cuda' else 2**30
 
 
-def _targets(labels):
-    return TensorCategory(torch.tensor([CLASSES.index(label) for label in labels]))
+def _targets(labels, settings):
+    return TensorCategory(torch.tensor([settings.classes.index(label) for label in labels]))
 
 
 def _read(rois, targets, rows, settings):
@@ -256,12 +262,12 @@ def batches(
     rois: np.ndarray | RoiFile,  # (N,1,H,W) in HU
     labels: pd.Series,  # (N,) class names
     mask: np.ndarray | pd.Series,  # (N,) which rows
-    settings: Settings,  # for the window
+    settings: Settings,  # for classes and window
     device: str | torch.device = 'cpu',
     bs: int = 256,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # images (B,1,H,W) in [0, 1], labels (B,)
     "The chosen rows in order, without augmentation, as plain tensors on the device."
-    targets = _targets(labels)
+    targets = _targets(labels, settings)
     for rows in torch.from_numpy(np.flatnonzero(mask)).split(bs):
         yield tuple(t.as_subclass(torch.Tensor).to(device) for t in _read(rois, targets, rows.numpy(), settings))
 
@@ -270,7 +276,7 @@ def load_split(
     rois: np.ndarray | RoiFile,  # (N,1,H,W) in HU
     labels: pd.Series,  # (N,) class names
     mask: np.ndarray | pd.Series,  # (N,) which rows
-    settings: Settings,  # for the window
+    settings: Settings,  # for classes and window
     device: str | torch.device = 'cpu',
 ) -> tuple[torch.Tensor, torch.Tensor]:  # images (n,1,H,W) in [0, 1], labels (n,) as integers
     "The chosen rows in one piece."

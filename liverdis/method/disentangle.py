@@ -86,6 +86,7 @@ class Disentangler(nn.Module):
         settings: Settings,
     ):
         super().__init__()
+        self.classes = settings.classes
         self.spec_encoder = copy.deepcopy(spec_encoder)
         self.spec_classifier = copy.deepcopy(spec_classifier)
         self.unspec_encoder, self.decoder, self.adversary = encoder(settings), decoder(settings), classifier(settings)

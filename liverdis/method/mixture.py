@@ -18,7 +18,7 @@ from fastai.callback.training import CastToTensor
 from fastai.data.core import DataLoaders
 from matplotlib.figure import Figure
 
-from ..core import CLASS_COLOURS, CLASSES
+from ..core import CLASS_COLOURS
 from .data import TensorROI
 from .disentangle import Disentangler, classifier_learner, encode
 from .learner import RoiLearner
@@ -32,9 +32,10 @@ class CodeBank:
         self,
         codes: torch.Tensor,  # (N,D)
         labels: torch.Tensor,  # (N,)
+        n_classes: int,
         block: int = 2**14,  # codes compared at a time
     ):
-        self.by_class, self.block = [codes[labels == k] for k in range(len(CLASSES))], block
+        self.by_class, self.block = [codes[labels == k] for k in range(n_classes)], block
         self.half_sq_norms = [c.square().sum(1) / 2 for c in self.by_class]
 
     def nearest_per_class(
@@ -73,11 +74,12 @@ class ProportionSampler:
     def __init__(
         self,
         alpha: float,  # concentration; 1 is uniform over the simplex
+        n_classes: int,
         seed: int = 0,
         device: str | torch.device = 'cpu',
         favour: float = 0.0,  # what the own class has above `alpha`
     ):
-        self.alpha, self.seed, self.device, self.favour = alpha, seed, device, favour
+        self.alpha, self.n_classes, self.seed, self.device, self.favour = alpha, n_classes, seed, device, favour
         self.restart(0)
 
     def restart(self, epoch: int, n: int = 1024) -> None:
@@ -86,8 +88,8 @@ class ProportionSampler:
         self._draw(n)
 
     def _draw(self, n):
-        drawn = self.rng.dirichlet([self.alpha] * len(CLASSES), n)
-        surplus = self.rng.beta(self.favour, self.alpha * len(CLASSES), n) if self.favour else np.zeros(n)
+        drawn = self.rng.dirichlet([self.alpha] * self.n_classes, n)
+        surplus = self.rng.beta(self.favour, self.alpha * self.n_classes, n) if self.favour else np.zeros(n)
         self.drawn = torch.from_numpy(np.c_[drawn, surplus].astype(np.float32)).to(self.device)
 
     def __call__(self, y: torch.Tensor) -> torch.Tensor:
@@ -97,7 +99,7 @@ class ProportionSampler:
             self._draw(max(n, 1024))
         w, self.drawn = self.drawn[:n], self.drawn[n:]
         w, surplus = w[:, :-1], w[:, -1:]
-        return torch.lerp(w, F.one_hot(y, len(CLASSES)).to(w), surplus) if self.favour else w
+        return torch.lerp(w, F.one_hot(y, self.n_classes).to(w), surplus) if self.favour else w
 
 # %% ../../nbs/method/mixture.ipynb #ca5028bf
 def mixing_proportions(
@@ -130,7 +132,7 @@ class SyntheticImages(Callback):
     def before_batch(self) -> None:
         "Append the synthetic images; all targets become probabilities."
         x, y, self.n_real = self.x, self.y, len(self.x)
-        targets = F.one_hot(y, len(CLASSES)).to(x.dtype)
+        targets = F.one_hot(y, self.dls.c).to(x.dtype)
         if self.learn.pct_train < self.until:
             n = round(self.share * len(x))
             images, w = self.make(x[:n], y[:n])
@@ -151,7 +153,7 @@ class MixtureLabels(SyntheticImages):
         s = settings
         super().__init__(self.mix, s.mixture_share, s.mixture_until)
         self.net, self.bank, self.others = copy.deepcopy(net).eval().requires_grad_(False), bank, s.mixture_others
-        self.sampler = ProportionSampler(s.mixture_alpha, seed, net.code_mean.device, s.mixture_favour)
+        self.sampler = ProportionSampler(s.mixture_alpha, len(s.classes), seed, net.code_mean.device, s.mixture_favour)
 
     @torch.no_grad()
     def mix(
@@ -176,21 +178,21 @@ class MixtureLabels(SyntheticImages):
         y: torch.Tensor,  # (n,) their classes
     ) -> Figure:
         "Real images above, what they become below, and the proportion of each class as bars."
-        return _draw_mixtures(x, y, *self.mix(x, y))
+        return _draw_mixtures(self.net.classes, x, y, *self.mix(x, y))
 
 # %% ../../nbs/method/mixture.ipynb #3eddbdd3
-def _draw_mixtures(x, y, images, w):
+def _draw_mixtures(classes, x, y, images, w):
     "Three rows: real images, mixtures, and their proportions in per cent."
     fig, axs = plt.subplots(3, len(x), figsize=(1.7 * len(x), 5.2), dpi=80, squeeze=False, layout='constrained')
-    colours = [CLASS_COLOURS[name] for name in CLASSES]
+    colours = [CLASS_COLOURS[name] for name in classes]
     for i, (above, below, shares) in enumerate(axs.T):
-        TensorROI(x[i].cpu()).show(ctx=above, title=CLASSES[y[i]])
+        TensorROI(x[i].cpu()).show(ctx=above, title=classes[y[i]])
         TensorROI(images[i].cpu()).show(ctx=below)
-        bars = shares.bar(range(len(CLASSES)), 100 * w[i].cpu().numpy(), color=colours)
+        bars = shares.bar(range(len(classes)), 100 * w[i].cpu().numpy(), color=colours)
         shares.bar_label(bars, fmt='%.0f', fontsize=9)
         shares.set(ylim=(0, 120), xticks=[], yticks=[])
     axs[2, 0].set_ylabel('share, %')
-    fig.legend(bars, CLASSES, loc='outside lower center', ncols=len(CLASSES))
+    fig.legend(bars, classes, loc='outside lower center', ncols=len(classes))
     return fig
 
 # %% ../../nbs/method/mixture.ipynb #f20085ab
@@ -204,5 +206,5 @@ def mixture_learner(
 ) -> RoiLearner:  # its model is `Sequential(encoder, classifier)`, freshly initialised
     "The proposed scheme: the classifier of phase 1, trained from scratch on real and mixed images."
     generator = copy.deepcopy(net).to(dls.device).eval()
-    bank = CodeBank(*encode(generator.spec_encoder, dls.train.unaugmented()))
+    bank = CodeBank(*encode(generator.spec_encoder, dls.train.unaugmented()), len(settings.classes))
     return classifier_learner(dls, settings, cbs=[kind(generator, bank, settings, seed), *(cbs or [])])

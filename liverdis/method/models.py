@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import CLASSES, InputError
+from ..core import InputError
 from ..settings import Settings
 
 # %% ../../nbs/method/models.ipynb #4a214de9
@@ -69,7 +69,7 @@ class Classifier(nn.Module):
         self,
         code: int,  # length of the code
         hidden: int,  # width of the two hidden layers
-        classes: int = len(CLASSES),
+        n_classes: int,
     ):
         super().__init__()
         self.layers = nn.Sequential(
@@ -79,7 +79,7 @@ class Classifier(nn.Module):
             nn.Linear(hidden, hidden),
             nn.ReLU(),
             nn.BatchNorm1d(hidden),
-            nn.Linear(hidden, classes),
+            nn.Linear(hidden, n_classes),
         )
 
     def forward(self, code: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def classifier(
     settings: Settings,
 ) -> Classifier:
     "A classifier, or an adversary, as the settings size it."
-    return Classifier(settings.code_size, settings.hidden)
+    return Classifier(settings.code_size, settings.hidden, len(settings.classes))
 
 # %% ../../nbs/method/models.ipynb #69bba2f0
 def decoder(

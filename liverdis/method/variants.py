@@ -15,27 +15,22 @@ from fastai.callback.core import Callback
 from fastai.callback.training import CastToTensor
 from torch import nn
 
-from ..core import CLASSES
 from .disentangle import Disentangler, swap
 from .mixture import CodeBank, MixtureLabels, ProportionSampler, mixing_proportions
 
 # %% ../../nbs/method/variants.ipynb #80b04248
-def _one_hot(y: torch.Tensor) -> torch.Tensor:
-    return F.one_hot(y, len(CLASSES)).float()
-
-
 def reconstructions(
     net: Disentangler,  # trained; put into evaluation mode
 ) -> Callable:  # images (B,1,S,S) and classes (B,) to decoded images and targets (B,K)
     "Images decoded from their own codes, with their own label."
-    return lambda x, y: (swap(net, x, x), _one_hot(y))
+    return lambda x, y: (swap(net, x, x), F.one_hot(y, len(net.classes)).float())
 
 
 def swaps(
     net: Disentangler,  # trained; put into evaluation mode
 ) -> Callable:  # images (B,1,S,S) and classes (B,) to decoded images and targets (B,K)
     "Images decoded from their own c and the r of another image of the batch, with the label of c."
-    return lambda x, y: (swap(net, x.roll(1, 0), x), _one_hot(y))
+    return lambda x, y: (swap(net, x.roll(1, 0), x), F.one_hot(y, len(net.classes)).float())
 
 # %% ../../nbs/method/variants.ipynb #42e99d04
 class ResidualMixtures(MixtureLabels):
@@ -98,7 +93,7 @@ def mixed_codes(
     "Each code mixed with the nearest code of every other class in the batch."
 
     def make(c: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        nearest = CodeBank(c.detach(), y).nearest_per_class(c.detach(), y)
+        nearest = CodeBank(c.detach(), y, sampler.n_classes).nearest_per_class(c.detach(), y)
         w = mixing_proportions(nearest, y, sampler(y), others)
         own = torch.zeros_like(w).scatter(1, y[:, None], 1.0)
         return torch.einsum('bk,bkd->bd', w * (1 - own), nearest.nan_to_num(posinf=0)) + (w * own).sum(1, True) * c, w
@@ -107,6 +102,7 @@ def mixed_codes(
 
 
 def extrapolated_codes(
+    n_classes: int,
     step: float = 0.5,  # of the distance to the neighbour
 ) -> Callable:  # codes (B,D) and classes (B,) to codes and targets (B,K)
     "Each code moved away from the nearest code of its own class in the batch."
@@ -115,7 +111,7 @@ def extrapolated_codes(
         distance = torch.cdist(c.detach(), c.detach()).fill_diagonal_(torch.inf)
         distance = distance.masked_fill(y[:, None] != y, torch.inf)
         nearest = torch.where(distance.isinf().all(1)[:, None], c, c.detach()[distance.argmin(1)])
-        return c + step * (c - nearest), _one_hot(y)
+        return c + step * (c - nearest), F.one_hot(y, n_classes).float()
 
     return make
 
@@ -138,7 +134,7 @@ class CodeMixtures(Callback):
     def before_batch(self) -> None:
         "All targets become probabilities."
         self._labels = self.y
-        self.learn.yb = (_one_hot(self.y),)
+        self.learn.yb = (F.one_hot(self.y, self.dls.c).float(),)
 
     def _extend(self, encoder, inputs, codes):
         if not self.training:

@@ -31,10 +31,13 @@ def probe_accuracy(
     y_test: ArrayLike,  # (M,) classes
     linear: bool = True,  # a logistic regression; if False an SVM with a Gaussian kernel
 ) -> float:  # 0 to 1
-    "Test accuracy of a fresh classifier on standardised codes."
+    "Test accuracy of a fresh classifier on standardised codes; `InputError` if a class has a single training case."
+    rarest = int(np.unique(np.asarray(y_train), return_counts=True)[1].min())
+    if rarest < 2:
+        raise InputError('a class has a single training case: too few to probe the codes; use more cases')
     classifier, strengths = (LogisticRegression(max_iter=2000), (-4, 1, 6)) if linear else (SVC(), (-1, 2, 4))
     pipeline = make_pipeline(StandardScaler(), classifier)
-    search = GridSearchCV(pipeline, {f'{pipeline.steps[-1][0]}__C': np.logspace(*strengths)}, cv=3)
+    search = GridSearchCV(pipeline, {f'{pipeline.steps[-1][0]}__C': np.logspace(*strengths)}, cv=min(3, rarest))
     search.fit(np.asarray(codes_train, float), y_train)  # float64: in float32 the solver may not converge
     return float(search.score(np.asarray(codes_test, float), y_test))
 

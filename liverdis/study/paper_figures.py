@@ -69,6 +69,7 @@ def _swaps_of_others(figures: dict[str, np.ndarray]) -> list[int]:
 # %% ../../nbs/study/paper_figures.ipynb #2817e4d3
 def fig3(
     figures: dict[str, np.ndarray],  # figures.npz
+    classes: Sequence[str] = CLASSES,  # of the run
 ) -> Figure:
     "The swap: r from the image on the left, c from the images on top, decoded below."
     others = _swaps_of_others(figures)
@@ -80,7 +81,7 @@ def fig3(
     show_framed(axs[0, 1], figures['swap_image'], 'itself')
     show_framed(axs[1, 1], figures['swap_reconstruction'])
     for i, (top, below) in zip(others, axs[:, 2:].T):
-        name = CLASSES[figures['swap_code_labels'][i]]
+        name = classes[figures['swap_code_labels'][i]]
         show_framed(top, figures['swap_code_images'][i], name, CLASS_COLOURS[name])
         show_framed(below, figures['swap_decoded'][i], frame=CLASS_COLOURS[name])
     return fig
@@ -88,6 +89,7 @@ def fig3(
 # %% ../../nbs/study/paper_figures.ipynb #6c8eaa4a
 def fig5(
     figures: dict[str, np.ndarray],  # figures.npz
+    classes: Sequence[str] = CLASSES,  # of the run
 ) -> Figure:
     "Real samples of every class there is, one row a class."
     present = [k for k, images in enumerate(figures['samples']) if not np.isnan(images).any()]
@@ -96,6 +98,6 @@ def fig5(
     fig, axs = plt.subplots(len(present), n, figsize=size, squeeze=False, layout='constrained')
     for k, row in zip(present, axs):
         for ax, image in zip(row, figures['samples'][k]):
-            show_framed(ax, image, frame=CLASS_COLOURS[CLASSES[k]])
-        row[0].set_ylabel(CLASSES[k], fontsize=10)
+            show_framed(ax, image, frame=CLASS_COLOURS[classes[k]])
+        row[0].set_ylabel(classes[k], fontsize=10)
     return fig

@@ -433,7 +433,8 @@ def _pictures(run: RunFiles) -> dict[str, dict[str, str]]:
     if paper_arms:
         draw['table3'] = lambda: table3_figure(run.predictions, paper_arms)
     if run.figures:
-        draw |= {'fig3': lambda: fig3(run.figures), 'fig5': lambda: fig5(run.figures)}
+        classes = settings_from_dict(r['settings']).classes
+        draw |= {'fig3': lambda: fig3(run.figures, classes), 'fig5': lambda: fig5(run.figures, classes)}
     return {name: _in_both_themes(f) for name, f in draw.items()}
 
 

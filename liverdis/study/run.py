@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -31,7 +30,7 @@ import liverdis
 from ..cohort.folds import make_folds
 from ..cohort.manifest import Manifest, verify_files
 from ..cohort.roi import RoiFile, load_rois
-from ..core import InputError, write_atomic
+from ..core import CLASSES, InputError, write_atomic
 from ..method.arms import ARMS, GENERATORS, chosen_arms, classifier_network
 from ..settings import Settings, settings_from_dict
 
@@ -170,21 +169,16 @@ class Run(TaskRecords):
         "The regions of all cases, read from the file when indexed."
         return RoiFile(self.folder / 'rois.npy')
 
-# %% ../../nbs/study/run.ipynb #a2d7cc83
-@patch
-def network(self: Run, task: Task) -> nn.Module:
-    "The trained network of a task that trains one, in evaluation mode."
-    if task.kind in GENERATORS:
-        generator = GENERATORS[task.kind]
-        net = generator.model(generator.settings(self.settings))
-    else:
-        net = (
-            classifier_network(self.settings)
-            if task.kind == 'swap_classifier'
-            else ARMS[task.kind].model(self.settings)
-        )
-    net.load_state_dict(load_file(self.folder / 'weights' / f'{task.name}.safetensors'))
-    return net.eval()
+    def network(self, task: Task) -> Any:
+        "The trained network of a task that trains one, in evaluation mode."
+        if task.kind in GENERATORS:
+            generator = GENERATORS[task.kind]
+            net = generator.model(generator.settings(self.settings))
+        else:
+            model = classifier_network if task.kind == 'swap_classifier' else ARMS[task.kind].model
+            net = model(self.settings)
+        net.load_state_dict(load_file(self.folder / 'weights' / f'{task.name}.safetensors'))
+        return net.eval()
 
 # %% ../../nbs/study/run.ipynb #7d535c0c
 def pick_device() -> str:
@@ -294,7 +288,7 @@ def _continue_run(run: Run, folds: pd.DataFrame, arms: list[str]) -> None:
 def start_run(
     folder: str | Path,  # made if missing; the run goes on if the folder holds the same one
     manifest: Manifest,
-    settings: Settings,
+    settings: Settings,  # its classes become those of the manifest
     repeats: int = 1,  # cross-validations, each with folds of its own; a larger number than before extends the run
     device: str = 'cpu',
     arms: Iterable[str] = PAPER_ARMS,  # names in `ARMS`; further ones than before extend the run
@@ -303,6 +297,8 @@ def start_run(
 ) -> Run:
     "Start a run, or open the same run again. Raises `InputError` if another one is there, or for bad input."
     folder, folds = Path(folder), fold_table(manifest, settings, repeats) if folds is None else folds
+    classes = tuple(c for c in CLASSES if (manifest.df.label == c).any())
+    settings = dataclasses.replace(settings, classes=classes)
     arms = [arm for arm in task_graph(arms) if arm in ARMS]
     asked = {
         'settings': json.loads(json.dumps(dataclasses.asdict(settings))),

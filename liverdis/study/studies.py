@@ -101,7 +101,8 @@ def phantom(
     folder = Path(folder)
     if (folder / 'manifest.csv').exists():
         return load_manifest(folder / 'manifest.csv')
-    return write_phantom(folder, counts, progress=progress, jobs=jobs, **({} if seed is None else {'seed': seed}))
+    drawn: dict[str, Any] = {} if seed is None else {'seed': seed}
+    return write_phantom(folder, counts, progress=progress, jobs=jobs, **drawn)
 
 # %% ../../nbs/study/studies.ipynb #0a7e60ee
 def with_pool(
@@ -200,12 +201,12 @@ def collect_study(
     return table
 
 # %% ../../nbs/study/studies.ipynb #c7cc6bfb
-def _inputs(study: Study, folder: Path, settings: Settings, jobs: int) -> tuple[Manifest, Manifest | None]:
-    "The cohort, and if the study needs one the cohort joined with a pool."
+def _inputs(study: Study, folder: Path, settings: Settings, jobs: int) -> tuple[Manifest, Manifest]:
+    "The cohort, and the cohort joined with a pool, if the study needs one."
     counts = dict(zip(CLASSES, settings.cohort))
     cohort = phantom(folder / 'cohort', counts, study.phantom_seed, jobs=jobs)
     if not (study.oracle or study.train_cases):
-        return cohort, None
+        return cohort, cohort
     largest = max(study.train_cases, default=0) / sum(counts.values()) + 1
     scale = int(max(largest, ORACLE_SCALE if study.oracle else 0))
     pool = phantom(folder / 'pool', {k: n * scale for k, n in counts.items()}, POOL_SEED, jobs=jobs)
@@ -225,17 +226,22 @@ def run_study(
     tested, runs, facts = set(cohort.df.case_id), {}, {}
     told = lambda name: (lambda *args: on_progress(name, *args)) if on_progress else None
     if study.oracle:
-        likewise = {'jobs': jobs, 'on_progress': told('oracle'), 'device': how.get('device')}
+        likewise: dict[str, Any] = {
+            'jobs': jobs,
+            'on_progress': told('oracle'),
+            'device': how.get('device'),
+            'scheduler': how.get('scheduler'),
+        }
         judge = train_oracle(folder / 'oracle', joined, tested, every[0].settings, **likewise)
         facts['oracle_accuracy'] = judge.record(Task(0, 1, 'baseline'))['test']['accuracy']
         how['oracle'] = judge.folder / 'weights' / f"{Task(0, 1, 'baseline').name}.safetensors"
     for v in every:
-        data = {'manifest': cohort, 'repeats': study.repeats}
+        data: dict[str, Any] = {'manifest': cohort, 'repeats': study.repeats}
         if v.train_cases:
             folds = curve_folds(joined, tested, v.train_cases, v.settings, study.repeats)
             data = {'manifest': joined, 'folds': folds}
         place = folder / 'runs' / (v.name or 'study')
-        about = {'preset': study.preset, 'data': 'phantom', 'arms': study.arms}
+        about: dict[str, Any] = {'preset': study.preset, 'data': 'phantom', 'arms': study.arms}
         reproduce(place, settings=v.settings, jobs=jobs, on_progress=told(v.name), **about, **data, **how)
         runs[v.name] = Run(place)
     return collect_study(folder / 'results', study, runs, **facts)

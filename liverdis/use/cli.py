@@ -158,7 +158,7 @@ def _chosen_arms(given: list[str] | None) -> tuple[list[str], str | None]:
     files = [a for a in given or [] if a.endswith('.py')]
     if len(files) > 1:
         raise InputError(f"--arms: {files[0]} and {files[1]}: put your arms into one file")
-    return [a for a in given or [] if not a.endswith('.py')], (files or [None])[0]
+    return [a for a in given or [] if not a.endswith('.py')], files[0] if files else None
 
 # %% ../../nbs/use/cli.ipynb #2e1cec67
 def _phantom(folder: Path, counts: dict[str, int] | None) -> Manifest:
@@ -205,7 +205,7 @@ def reproduce(
 
     s = settings.preset(preset.value, **{'seed': seed, **({'n_folds': folds} if folds else {}), **_changes(changes)})
     out, (names, file) = out or Path('runs') / preset.value, _chosen_arms(arms)
-    how = {'arms': [*PAPER_ARMS, *names], 'arms_file': file, 'scheduler': scheduler}
+    how: dict[str, Any] = {'arms': [*PAPER_ARMS, *names], 'arms_file': file, 'scheduler': scheduler}
     lesions = load_manifest(manifest) if manifest else _phantom(out / 'phantom', dict(zip(CLASSES, s.cohort)))
     lesions = _only(lesions, classes) if classes else lesions
     about = {'preset': preset.value, 'data': 'own manifest' if manifest else 'phantom'}

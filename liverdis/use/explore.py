@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from ..core import CLASS_COLOURS, CLASSES
+from ..core import CLASS_COLOURS
 from ..method.disentangle import Disentangler
 from ..study.paper_figures import show_framed
 
@@ -36,14 +36,14 @@ def mixed_image(
 def draw_mix(
     net: Disentangler,  # in evaluation mode
     r_from: torch.Tensor,  # (1,S,S)
-    c_from: torch.Tensor,  # (4,1,S,S), one image a class
-    weights: Sequence[float],  # (4,) not negative, not all zero
+    c_from: torch.Tensor,  # (K,1,S,S), one image a class
+    weights: Sequence[float],  # (K,) not negative, not all zero
 ) -> Figure:
     "The ingredients and, on the right, what the decoder makes of them."
     fig = plt.figure(figsize=(8.4, 2), layout='constrained')
-    left, *middle, right = fig.subplots(1, 2 + len(CLASSES))
+    left, *middle, right = fig.subplots(1, 2 + len(net.classes))
     show_framed(left, r_from[0].numpy(), 'r from\n')
-    for ax, image, name, w in zip(middle, c_from, CLASSES, weights):
+    for ax, image, name, w in zip(middle, c_from, net.classes, weights):
         show_framed(ax, image[0].numpy(), f'{name}\n{w / sum(weights):.0%}', CLASS_COLOURS[name])
     decoded = mixed_image(net, r_from, c_from, weights)
     show_framed(right, decoded[0].numpy(), 'decoded\n')
@@ -74,10 +74,10 @@ def mix_panel(
     labels: torch.Tensor,  # (N,) their classes
 ) -> widgets.VBox:
     "Choose r, choose one c a class, slide the proportions, and see the decoded image."
-    present = [bool((labels == k).any()) for k in range(len(CLASSES))]
+    present = [bool((labels == k).any()) for k in range(len(net.classes))]
     by_class = [images[labels == k] if there else images[:1] for k, there in enumerate(present)]
     r = _picker(len(images), 'r: image')
-    picks = [_picker(len(group), f'c: {name}') for group, name in zip(by_class, CLASSES)]
+    picks = [_picker(len(group), f'c: {name}') for group, name in zip(by_class, net.classes)]
     shares = [_share(float(k == present.index(True)), there) for k, there in enumerate(present)]
     picture, note = widgets.Image(format='png'), widgets.Label()
 
