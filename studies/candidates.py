@@ -11,6 +11,7 @@ from liverdis.method.variants import ResidualMixtures, SplitStatistics
 
 
 def combine(fold, generator="sharp", split=False, average=False, kind=MixtureLabels, **changes):
+    "The Learner of one combination; by default the generator without dropout, and the own class favoured."
     fold = fold.changed(**{"mixture_favour": 1.0, **changes})
     learn = mixture_learner(fold.dls, fold.network(generator), fold.settings, fold.seed, kind=kind)
     if split:

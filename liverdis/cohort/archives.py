@@ -19,7 +19,6 @@ from pathlib import Path, PurePosixPath
 
 from ..core import InputError, brief
 
-
 # %% ../../nbs/cohort/archives.ipynb #d55f920a
 def _place_of(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
     "Where a member goes; `InputError` if that is outside of the folder it is unpacked to"
@@ -37,7 +36,6 @@ def _require_readable(archive: Path, members: list[zipfile.ZipInfo], to: Path) -
     if size > free:
         needs, has = f'{size / 1e9:.1f} GB', f'{free / 1e9:.1f} GB'
         raise InputError(f"{archive}: needs {needs} and {to} has {has}; set TMPDIR to a larger disk, or unpack it")
-
 
 # %% ../../nbs/cohort/archives.ipynb #acb00e9b
 def _write_member(unzipped: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
@@ -63,7 +61,6 @@ def _unpack(archive: Path, to: Path) -> None:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as e:
         raise InputError(f"{archive}: cannot be unpacked ({brief(e)}); fetch it again, or unpack it by hand") from e
 
-
 # %% ../../nbs/cohort/archives.ipynb #df4f491a
 @dataclass(frozen=True)
 class Source:
@@ -78,7 +75,6 @@ class Source:
     ) -> Path:
         "A path as the user knows it."
         return self.given / path.relative_to(self.folder) if path.is_relative_to(self.folder) else path
-
 
 # %% ../../nbs/cohort/archives.ipynb #593a8a91
 def _zip_files(src: Path) -> set[Path]:
@@ -99,7 +95,6 @@ def _mirror(folder: Path, to: Path, archives: Collection[Path]) -> None:
             _mirror(path, to / path.name, archives)
         else:
             (to / path.name).symlink_to(path.resolve())
-
 
 # %% ../../nbs/cohort/archives.ipynb #87b43714
 @contextmanager

@@ -14,7 +14,6 @@ import pandas as pd
 
 from ..core import CLASSES, InputError
 
-
 # %% ../../nbs/cohort/folds.ipynb #ff7eab8c
 def _parts(df, n, seed):
     "Number of the part (0..n-1) of each row: parts stratified by label, grouped by patient."
@@ -30,14 +29,12 @@ def _parts(df, n, seed):
             part[rows] = k
     return part
 
-
 # %% ../../nbs/cohort/folds.ipynb #d4754a43
 def _class_counts(df, part, n, classes):
     "How many lesions of each class each part holds, `(n, classes)`."
     counts = np.zeros((n, len(classes)))
     np.add.at(counts, (part, pd.Categorical(df.label, classes).codes), 1)
     return counts
-
 
 # %% ../../nbs/cohort/folds.ipynb #bfe1a7fa
 _TOO_FEW = "the training part of a fold cannot spare patients for validation; use fewer folds or more patients"
@@ -59,7 +56,6 @@ def _validation(df, classes, share, seed):
         raise InputError(_TOO_FEW)
     return np.isin(part, choices[distance.argmin()])
 
-
 # %% ../../nbs/cohort/folds.ipynb #a26939d2
 def _classes_to_split(df, n_folds):
     "The classes of a cohort, in the order of `CLASSES`; `InputError` if they are too few or have too few patients."
@@ -77,7 +73,6 @@ def _classes_to_split(df, n_folds):
             )
     return classes
 
-
 # %% ../../nbs/cohort/folds.ipynb #47a1d202
 def _check_folds(folds, n_folds):
     "Each case is tested once, no patient has two roles in a fold, and every training part holds every class."
@@ -87,7 +82,6 @@ def _check_folds(folds, n_folds):
         assert (folds.groupby('patient_id')[k].nunique() == 1).all(), f"a patient has two roles in {k}"
         assert set(folds.label[folds[k] == 'train']) == set(folds.label), f"a class is missing in training, {k}"
 
-
 # %% ../../nbs/cohort/folds.ipynb #73383038
 def _roles(folds, k, classes, valid_share, seed):
     "The role of every row in fold `k`."
@@ -95,7 +89,6 @@ def _roles(folds, k, classes, valid_share, seed):
     rest = np.flatnonzero(folds.fold != k)
     role[rest[_validation(folds.iloc[rest], classes, valid_share, seed)]] = 'valid'
     return role
-
 
 # %% ../../nbs/cohort/folds.ipynb #55382f47
 def make_folds(

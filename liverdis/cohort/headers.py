@@ -54,7 +54,6 @@ def phase_of(
         named = [p for p, (low, high) in _DELAYS.items() if low <= delay_s <= high]
     return named[0] if len(named) == 1 else 'unknown'
 
-
 # %% ../../nbs/cohort/headers.ipynb #74692b0c
 def _seconds(time: str) -> float | None:
     "Seconds since midnight of a DICOM time"
@@ -68,7 +67,6 @@ def _delay(ds: Dataset) -> float | None:
     start = _seconds(str(ds.get('ContrastBolusStartTime') or ''))
     scan = _seconds(str(ds.get('AcquisitionTime') or ''))
     return None if start is None or scan is None else scan - start
-
 
 # %% ../../nbs/cohort/headers.ipynb #e0a02f08
 @dataclass(frozen=True)
@@ -94,7 +92,6 @@ class SeriesFields:
     in_mask_folder: bool = False  # a folder above is named after masks
     no_ct: str = ''  # what it is instead of a CT in Hounsfield units, as `unread_dicom` calls it
     notes: tuple[str, ...] = ()  # what a reader of the results should know of the pixels, one line each
-
 
 # %% ../../nbs/cohort/headers.ipynb #a07dbb18
 @dataclass(frozen=True, eq=False)
@@ -126,7 +123,6 @@ class UnreadEntry:
 
 Entry = SliceEntry | OutlineEntry | UnreadEntry
 
-
 # %% ../../nbs/cohort/headers.ipynb #9ca2f43a
 def _seg_entry(path: Path, ds: Dataset) -> OutlineEntry:
     series = {str(s.get('SeriesInstanceUID')) for s in ds.get('ReferencedSeriesSequence', [])}
@@ -142,7 +138,6 @@ def _rtstruct_entry(path: Path, ds: Dataset) -> OutlineEntry:
 
 
 _OUTLINES = {'SEG': _seg_entry, 'RTSTRUCT': _rtstruct_entry}  # by modality
-
 
 # %% ../../nbs/cohort/headers.ipynb #303ee613
 def _middle_slice(image: Any, path: Path) -> np.ndarray:
@@ -166,7 +161,6 @@ def _require_hounsfield(values: np.ndarray) -> None:
             "with 0); save it in Hounsfield units"
         )
 
-
 # %% ../../nbs/cohort/headers.ipynb #51f419ca
 def _value_notes(values: np.ndarray) -> tuple[str, ...]:
     "What was done to a slice in Hounsfield units"
@@ -179,7 +173,6 @@ def _value_notes(values: np.ndarray) -> tuple[str, ...]:
     }
     return tuple(note for note, is_so in found.items() if is_so)
 
-
 # %% ../../nbs/cohort/headers.ipynb #db98ddc2
 def _volume_entries(path: Path) -> list[Entry]:
     "The slices of a CT, or the outlines of a label map; `InputError` for another image"
@@ -191,7 +184,6 @@ def _volume_entries(path: Path) -> list[Entry]:
     headers, name = volume_headers(path), volume_stem(path)
     shared = SeriesFields(headers[0], patient=name, study='', identifiers=name, notes=_value_notes(values))
     return [SliceEntry(h, shared) for h in headers]
-
 
 # %% ../../nbs/cohort/headers.ipynb #fa3673fd
 _SHARED = [
@@ -208,7 +200,6 @@ _MODALITY, _CLASS, _FRAMES = (int(Tag(t)) for t in ('Modality', 'SOPClassUID', '
 _BITS, _DIRECTORY = int(Tag('BitsAllocated')), int(Tag('DirectoryRecordSequence'))
 _CT_CLASSES = {'', CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 
-
 # %% ../../nbs/cohort/headers.ipynb #8d157d1d
 def _raw_values(ds: Dataset) -> dict:
     "Tag -> value, as bytes if no attribute has been asked for by name yet"
@@ -219,12 +210,10 @@ def _raw_text(raw: dict, tag: int) -> str:
     value = raw.get(tag) or b''
     return value.decode('ascii', 'replace').strip('\0 ') if isinstance(value, bytes) else str(value)
 
-
 # %% ../../nbs/cohort/headers.ipynb #329acb7d
 def _in_mask_folder(path: Path, root: Path) -> bool:
     folders = path.relative_to(root).parent.parts
     return any(re.search('mask|seg|label|roi', folder, re.I) for folder in folders)
-
 
 # %% ../../nbs/cohort/headers.ipynb #a55e2a29
 _MAPS = {'PERFUSION', 'CBF', 'CBV', 'MTT', 'TTP', 'TMAX', 'TTD', 'BF', 'BV', 'PS', 'IODINE', 'PARAMETRIC', 'RHO_Z'}
@@ -246,7 +235,6 @@ def _is_map(ds: Dataset) -> bool:
         'HU_MOD',
     )
 
-
 # %% ../../nbs/cohort/headers.ipynb #9a66d5e3
 def _pixel_notes(ds: Dataset) -> tuple[str, ...]:
     "What a reader of the results should know of the pixels of a series"
@@ -261,13 +249,11 @@ def _pixel_notes(ds: Dataset) -> tuple[str, ...]:
     }
     return tuple(note for note, is_so in found.items() if is_so)
 
-
 # %% ../../nbs/cohort/headers.ipynb #07d98ee8
 def _patient(ds: Dataset, path: Path, root: Path) -> str:
     "PatientID; where that is blank, the study; where that is blank too, the folder, from that of the source on"
     said = str(ds.get('PatientID') or '').strip() or str(ds.get('StudyInstanceUID') or '').strip()
     return said or os.path.relpath(path.absolute().parent, root.absolute().parent)
-
 
 # %% ../../nbs/cohort/headers.ipynb #45a46058
 def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
@@ -289,7 +275,6 @@ def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
         notes=_pixel_notes(ds),
     )
 
-
 # %% ../../nbs/cohort/headers.ipynb #c69a6d9f
 _PIXEL_DATA = b'\xe0\x7f\x10\x00'  # the tag (7FE0,0010), little endian
 
@@ -305,7 +290,6 @@ def _plain_offset(
     plain = head[:4] == _PIXEL_DATA and length == n + n % 2  # an even number of bytes
     complete = os.fstat(file.fileno()).st_size >= at + start + n
     return at + start if plain and complete else None
-
 
 # %% ../../nbs/cohort/headers.ipynb #5a0ac988
 class _SliceReader:
@@ -336,7 +320,6 @@ class _SliceReader:
         )
         return SliceEntry(header, shared)
 
-
 # %% ../../nbs/cohort/headers.ipynb #a219cdd6
 def _require_whole_cd(path: Path, directory: Dataset) -> None:
     "`InputError` unless the files that a DICOMDIR names are here"
@@ -345,7 +328,6 @@ def _require_whole_cd(path: Path, directory: Dataset) -> None:
     missing = [n for n in named if not any((path.parent / way).exists() for way in (n, n.lower()))]
     if missing:
         raise InputError(f"names {len(missing)} of {len(named)} files that are not here; copy the whole CD")
-
 
 # %% ../../nbs/cohort/headers.ipynb #92361805
 def _is_lossy_8_bit(ds: Dataset, raw: dict) -> bool:
@@ -366,7 +348,6 @@ def _other_dicom(ds: Dataset, raw: dict) -> str:
         return 'CT screenshot'
     return 'CT 8-bit' if _is_lossy_8_bit(ds, raw) else ''
 
-
 # %% ../../nbs/cohort/headers.ipynb #f9741959
 def _dicom_entries(path: Path, file: BinaryIO, slices: _SliceReader) -> list[Entry]:
     "What a DICOM file holds"
@@ -385,7 +366,6 @@ def _dicom_entries(path: Path, file: BinaryIO, slices: _SliceReader) -> list[Ent
     found = slices.frames(path, ds) if many else [slices.slice(path, ds, raw, file)]
     no_ct = found[0].shared.no_ct
     return [UnreadEntry(path, unread_dicom(no_ct))] if no_ct else [*found]
-
 
 # %% ../../nbs/cohort/headers.ipynb #ee1a2ebc
 def _file_entries(path: Path, slices: _SliceReader) -> list[Entry]:
@@ -406,7 +386,6 @@ def _file_entries(path: Path, slices: _SliceReader) -> list[Entry]:
     unread = unread_kind(path)
     return [UnreadEntry(path, unread)] if unread else []
 
-
 # %% ../../nbs/cohort/headers.ipynb #49f2d188
 def _problem(path: Path, e: Exception) -> Problem:
     if isinstance(e, InputError):
@@ -414,7 +393,6 @@ def _problem(path: Path, e: Exception) -> Problem:
     if isinstance(e, OSError):
         return Problem(path, f"cannot be read ({e.strerror or brief(e)}); check the disk and the rights")
     return Problem(path, f"damaged file ({brief(e)}); fetch it again from its source")
-
 
 # %% ../../nbs/cohort/headers.ipynb #05c50ba9
 def index_files(

@@ -15,7 +15,6 @@ from scipy import ndimage
 from .roi import Box, bounding_box
 from ..core import InputError
 
-
 # %% ../../nbs/cohort/healthy.ipynb #aff00d19
 def _grown(mask, radius_mm, spacing_mm):
     "A mask and all pixels up to `radius_mm` from it."
@@ -27,7 +26,6 @@ def _grown(mask, radius_mm, spacing_mm):
     grown = np.zeros_like(mask)
     grown[around] = ndimage.distance_transform_edt(~mask[around], sampling=spacing_mm) <= radius_mm
     return grown
-
 
 # %% ../../nbs/cohort/healthy.ipynb #cbb5321a
 def near_lesions(
@@ -45,19 +43,16 @@ def near_lesions(
             near.append(_grown(mask, np.sqrt(gap_mm**2 - dz**2), spacing_mm))
     return np.logical_or.reduce(near) if near else None
 
-
 # %% ../../nbs/cohort/healthy.ipynb #891b7de3
 def _free_corners(healthy, h, w):
     "Upper left corners of the `h` x `w` rectangles that are all healthy."
     sums = np.pad(healthy, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     return sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w] == h * w
 
-
 # %% ../../nbs/cohort/healthy.ipynb #6ff65199
 def _size_px(side, spacing_mm):
     "Rows and columns of a square whose side is that of `side` rows, rounded up."
     return int(np.ceil(side)), int(np.ceil(side * (spacing_mm[0] / spacing_mm[1])))
-
 
 # %% ../../nbs/cohort/healthy.ipynb #e5cdb818
 def _draw_boxes(healthy, side, n, rng, spacing_mm):
@@ -70,7 +65,6 @@ def _draw_boxes(healthy, side, n, rng, spacing_mm):
         boxes.append(Box(int(r), int(c), h, w / h))
         free[max(0, r - h + 1) : r + h, max(0, c - w + 1) : c + w] = False
     return boxes
-
 
 # %% ../../nbs/cohort/healthy.ipynb #4f86dcab
 def sample_healthy(
@@ -93,10 +87,8 @@ def sample_healthy(
         )
     return boxes
 
-
 # %% ../../nbs/cohort/healthy.ipynb #e3b565fb
 GAP_MM = 10
-
 
 # %% ../../nbs/cohort/healthy.ipynb #7029d9b4
 class _FreeTissue(NamedTuple):
@@ -118,7 +110,6 @@ class _FreeTissue(NamedTuple):
             ] = False
         return mask
 
-
 # %% ../../nbs/cohort/healthy.ipynb #c5793e90
 def _free_tissue(liver_mask, near):
     "The free tissue of a slice: its liver without what is near a lesion."
@@ -128,7 +119,6 @@ def _free_tissue(liver_mask, near):
     max_side = 2 * ndimage.distance_transform_cdt(np.pad(mask, 1), 'chessboard').max()
     return _FreeTissue(mask, top, left, max_side)
 
-
 # %% ../../nbs/cohort/healthy.ipynb #46faa9eb
 def _covered(box):
     "Rows and columns of the slice that a box touches."
@@ -137,7 +127,6 @@ def _covered(box):
         slice(int(box.col), int(np.ceil(box.col + box.width))),
     )
 
-
 # %% ../../nbs/cohort/healthy.ipynb #b8f32870
 def _middle(box, side):
     "Rows and columns of the square of `side` rows in the middle of a box."
@@ -145,7 +134,6 @@ def _middle(box, side):
     row = box.row + (box.side - side) // 2
     col = int(box.col + (box.width - width) // 2)
     return slice(row, row + side), slice(col, col + width)
-
 
 # %% ../../nbs/cohort/healthy.ipynb #5b8f62a4
 class _Square(NamedTuple):
@@ -160,7 +148,6 @@ class _Square(NamedTuple):
     def at(self):
         "Rows and columns of the slice, without the margin."
         return _middle(self.box, self.inner)
-
 
 # %% ../../nbs/cohort/healthy.ipynb #4e236beb
 class _Placer:
@@ -208,7 +195,6 @@ class _Placer:
             self._free[rank] = _free_tissue(self.liver[rank], near)
         return self._free[rank]
 
-
 # %% ../../nbs/cohort/healthy.ipynb #67a66a64
 def draw_sizes(
     sizes: Sequence[float],  # of lesions
@@ -219,7 +205,6 @@ def draw_sizes(
     at = (rng.random() + np.arange(n)) / n
     return [float(s) for s in np.sort(sizes)[(at * len(sizes)).astype(int)][::-1]]
 
-
 # %% ../../nbs/cohort/healthy.ipynb #c0e62446
 def _left_over(drawn, placed):
     "What remains of some sizes when the nearest one is taken away for each placed square."
@@ -227,7 +212,6 @@ def _left_over(drawn, placed):
     for square in placed:
         left.remove(min(left, key=lambda d: abs(d - square.diameter_mm)))
     return left
-
 
 # %% ../../nbs/cohort/healthy.ipynb #8737dfa9
 _DRAWS = 3  # of each number of sizes

@@ -22,7 +22,6 @@ from ..core import CLASSES, InputError, brief, write_atomic
 # %% ../../nbs/cohort/labels.ipynb #f8269b8d
 LABELS = (*CLASSES, 'liver', 'avoid', 'ignore')
 
-
 # %% ../../nbs/cohort/labels.ipynb #d4056a4d
 @cache
 def _matcher(
@@ -39,7 +38,6 @@ def _fits(
     "Whether any of the names is, or matches, a pattern, whatever its case."
     folded = [n.strip().casefold() for n in names]
     return pattern.strip().casefold() in folded or any(map(_matcher(pattern).match, folded))
-
 
 # %% ../../nbs/cohort/labels.ipynb #6373628c
 @dataclass(frozen=True)
@@ -81,7 +79,6 @@ class Named:
         "Whether a rule is about this structure of this patient."
         return self.fits(rule[0]) and _fits(patients, rule[2])
 
-
 # %% ../../nbs/cohort/labels.ipynb #886137eb
 def csv_line(
     *cells: str,
@@ -90,7 +87,6 @@ def csv_line(
     line = io.StringIO()
     csv.writer(line, lineterminator='').writerow(cells)
     return line.getvalue()
-
 
 # %% ../../nbs/cohort/labels.ipynb #82172216
 _LIVER = re.compile(r'(the )?liver([ _.-]*(gt|mask|seg|segmentation|label|organ|whole))*', re.I)
@@ -112,7 +108,6 @@ def _refuse_liver(
             f"labels: the pattern {pattern!r} takes in {structure.name!r}, which would make a whole liver {label}; "
             f"write the structures out, or add a line for it below, such as {csv_line(structure.name, 'liver')}"
         )
-
 
 # %% ../../nbs/cohort/labels.ipynb #1f6e5ca8
 @dataclass(frozen=True)
@@ -140,7 +135,6 @@ class LabelRules:
             return rule[1]
         return 'liver' if _LIVER.fullmatch(structure.name.strip()) else None
 
-
 # %% ../../nbs/cohort/labels.ipynb #e1ebf69b
 def _separator(
     path: str | Path,
@@ -167,7 +161,6 @@ def _read_table(
         raise InputError(f"{path}: has no column {' and '.join(missing)}; begin it with the line name,label")
     return df.apply(lambda column: column.str.strip())
 
-
 # %% ../../nbs/cohort/labels.ipynb #b67fa281
 def load_labels(
     path: str | Path,  # CSV with the columns name, label and, if wanted, patient
@@ -183,7 +176,6 @@ def load_labels(
     patients = df['patient'].replace('', '*') if 'patient' in df else ['*'] * len(df)
     rules = zip(df['name'], df['label'], patients)
     return LabelRules(tuple(rule for rule in rules if rule[1]))
-
 
 # %% ../../nbs/cohort/labels.ipynb #3bcafe06
 def write_labels(

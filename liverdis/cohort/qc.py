@@ -50,7 +50,6 @@ def _describe(
         'phase': ', '.join(f'{n} {PHASES[phase]}' for phase, n in cases.phase.value_counts().items()),
     }
 
-
 # %% ../../nbs/cohort/qc.ipynb #6f38bc3c
 def by_class(
     measured: pd.DataFrame,  # measurements.csv
@@ -58,7 +57,6 @@ def by_class(
     "Cases, patients, size and density of each class."
     rows = {label: _describe(cases) for label, cases in measured.groupby('label')}
     return pd.DataFrame(rows).T.reindex([c for c in CLASSES if c in rows])
-
 
 # %% ../../nbs/cohort/qc.ipynb #4813b792
 def distributions(
@@ -74,7 +72,6 @@ def distributions(
         ax.set(xlabel=name, ylabel='')
         ax.spines[['top', 'right']].set_visible(False)
     return fig
-
 
 # %% ../../nbs/cohort/qc.ipynb #972a6a81
 class SizeCue(NamedTuple):
@@ -110,7 +107,6 @@ def size_cue(
     error = np.sqrt((n + m + 1) / (12 * n * m))
     return SizeCue(float(share / (2 * n * m)), float(error), float(np.median(lesions)), float(np.median(healthy)))
 
-
 # %% ../../nbs/cohort/qc.ipynb #d6a82b65
 def labels_to_add(
     skipped: pd.DataFrame,  # skipped.csv
@@ -119,7 +115,6 @@ def labels_to_add(
     asked = skipped[skipped.todo.fillna('').str.contains('|', regex=False)]  # a line with the labels to choose from
     patients = asked.groupby('todo').patient_id.nunique().sort_values(ascending=False, kind='stable')
     return patients.rename_axis('line').reset_index(name='patients')
-
 
 # %% ../../nbs/cohort/qc.ipynb #1e5246a5
 def _svg(
@@ -132,7 +127,6 @@ def _svg(
     text = buffer.getvalue()
     return text[text.index('<svg') :]
 
-
 # %% ../../nbs/cohort/qc.ipynb #75aa2b44
 def _groups(
     measured: pd.DataFrame,  # measurements.csv with at least one case
@@ -141,7 +135,6 @@ def _groups(
     cases = measured.assign(notes=measured.notes.fillna('')).sort_values('diameter_mm', ascending=False)
     return {c: list(cases[cases.label == c].itertuples()) for c in CLASSES if (cases.label == c).any()}
 
-
 # %% ../../nbs/cohort/qc.ipynb #d9f050aa
 def _unlabelled(
     skipped: pd.DataFrame,  # skipped.csv
@@ -149,7 +142,6 @@ def _unlabelled(
     "The structures that need a label and have a picture."
     shown = skipped.fillna('')
     return list(shown[shown.todo.str.contains('|', regex=False) & (shown.picture != '')].itertuples())
-
 
 # %% ../../nbs/cohort/qc.ipynb #0f4b0016
 def _render(
@@ -174,7 +166,6 @@ def _render(
         low=f'{centre - width / 2:.0f}',
         high=f'{centre + width / 2:.0f}',
     )
-
 
 # %% ../../nbs/cohort/qc.ipynb #211288bd
 def write_qc(

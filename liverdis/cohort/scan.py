@@ -46,7 +46,6 @@ from .unread import PICTURE_OF_OTHER_SIZE, counted
 from .volumes import is_volume, volume_stem
 from ..core import InputError
 
-
 # %% ../../nbs/cohort/scan.ipynb #d4ad5874
 @dataclass(frozen=True, eq=False)
 class Series:
@@ -59,7 +58,6 @@ class Series:
     phase: str  # as in the manifest
     folder: Path  # that holds its first slice
     notes: tuple[str, ...] = ()  # what a reader of the results should know, one line each
-
 
 # %% ../../nbs/cohort/scan.ipynb #f0271b13
 class _Grid(NamedTuple):
@@ -84,7 +82,6 @@ def _grid(entry: SliceEntry) -> _Grid:
         orientation=tuple(np.round(h.orientation, 3) + 0.0) if h.orientation else None,  # + 0.0 makes -0.0 to 0.0
     )
 
-
 # %% ../../nbs/cohort/scan.ipynb #c8031854
 T = TypeVar('T')
 
@@ -96,7 +93,6 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
         groups[key(item)].append(item)
     return list(groups.values())
 
-
 # %% ../../nbs/cohort/scan.ipynb #8f5e49f5
 _FULL_SCALE = (4095, 32767, 65535)  # of 12, 15 and 16 bits
 
@@ -105,7 +101,6 @@ def _is_label_slice(stored: np.ndarray) -> bool:
     "Whether stored values that are not all 0 are labels, and no CT"
     small = stored.max() <= 255 or stored.max() in _FULL_SCALE
     return bool(small and stored.min() == 0 and is_label_map(stored))
-
 
 # %% ../../nbs/cohort/scan.ipynb #74b08361
 def _stored(entry: SliceEntry) -> np.ndarray | None:
@@ -129,7 +124,6 @@ def _holds_labels(folder: Sequence[SliceEntry]) -> bool:
             return stored is not None and _is_label_slice(stored)
     return folder[0].shared.in_mask_folder
 
-
 # %% ../../nbs/cohort/scan.ipynb #3d8910e6
 def _know_masks(slices: Sequence[SliceEntry]) -> list[SliceEntry]:
     "The same slices, those of a mask of 16 bits marked as such"
@@ -141,7 +135,6 @@ def _know_masks(slices: Sequence[SliceEntry]) -> list[SliceEntry]:
         known += group
     return known
 
-
 # %% ../../nbs/cohort/scan.ipynb #41bb0f3a
 def _without_copies(entries: Sequence[SliceEntry]) -> list[SliceEntry]:
     copies = _grouped(entries, lambda e: (e.header.sop_uid or e.header.path, e.header.frame, e.header.position_mm))
@@ -152,7 +145,6 @@ def _in_order(entries: Sequence[SliceEntry]) -> list[SliceHeader]:
     "Headers along the normal; `InputError` if the order is not certain"
     headers = [e.header for e in entries]
     return sort_slices(headers) if len(headers) > 1 else headers
-
 
 # %% ../../nbs/cohort/scan.ipynb #7d6cc151
 def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
@@ -167,7 +159,6 @@ def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
         reason = f"is one of {len(distinct)} slices without a certain order: {e}"
         return [Problem(distinct[0].header.path, reason)]
 
-
 # %% ../../nbs/cohort/scan.ipynb #0aec9009
 def _n_missing(slices: Sequence[SliceHeader]) -> int:
     "Slices that are missing between others"
@@ -175,7 +166,6 @@ def _n_missing(slices: Sequence[SliceHeader]) -> int:
         return 0
     steps = np.diff([s.normal_position_mm for s in slices])
     return int(np.round(steps / np.median(steps) - 1).clip(0).sum())
-
 
 # %% ../../nbs/cohort/scan.ipynb #9e049c72
 def _stack_notes(ordered: Sequence[SliceHeader], n_copies: int) -> list[str]:
@@ -190,7 +180,6 @@ def _stack_notes(ordered: Sequence[SliceHeader], n_copies: int) -> list[str]:
         notes.append("slices are not axial")
     return notes
 
-
 # %% ../../nbs/cohort/scan.ipynb #e081799e
 def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_copies: int) -> Series:
     shared = entries[0].shared
@@ -203,7 +192,6 @@ def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_cop
         folder=ordered[0].path.parent,
         notes=(*_stack_notes(ordered, n_copies), *shared.notes),
     )
-
 
 # %% ../../nbs/cohort/scan.ipynb #78b85b84
 def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
@@ -222,7 +210,6 @@ def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
 
     return [named(s) for s in all_series]
 
-
 # %% ../../nbs/cohort/scan.ipynb #8562e5bf
 @dataclass(frozen=True, eq=False)
 class Annotation:
@@ -235,7 +222,6 @@ class Annotation:
     headers: tuple[SliceHeader, ...] = ()  # of the files of a DICOM mask
     notes: tuple[str, ...] = ()  # what a reader of the results should know, one line each
 
-
 # %% ../../nbs/cohort/scan.ipynb #12c968b1
 def _steps(a: Path, b: Path) -> int:
     "Steps in the tree from one folder to another"
@@ -245,7 +231,6 @@ def _steps(a: Path, b: Path) -> int:
 
 def _words(path: Path) -> set[str]:
     return set(re.split(r'[\W_]+', volume_stem(path).casefold()))
-
 
 # %% ../../nbs/cohort/scan.ipynb #a92eff4b
 def _choose(
@@ -270,7 +255,6 @@ def _choose(
         )
     return best[0]
 
-
 # %% ../../nbs/cohort/scan.ipynb #4c1f1c6a
 def _by_uid(outline: OutlineEntry, all_series: Sequence[Series]) -> Series:
     "The series that a SEG or RTSTRUCT was drawn on"
@@ -294,7 +278,6 @@ def _elsewhere(outline: OutlineEntry, series: Series) -> tuple[str, ...]:
     here = not outline.series or series.slices[0].series_uid in outline.series
     return () if here else ("drawn on another series of the same space, which is not here",)
 
-
 # %% ../../nbs/cohort/scan.ipynb #6edad8fa
 def _close(a: Sequence[float] | None, b: Sequence[float] | None, atol: float) -> bool:
     if a is None or b is None:
@@ -315,7 +298,6 @@ def _all_among(asked_mm: np.ndarray, positions_mm: np.ndarray) -> bool:
         return False
     return bool((positions_mm[at] <= asked_mm + SAME_PLACE_MM).all())
 
-
 # %% ../../nbs/cohort/scan.ipynb #b2b253f8
 def _on_grid(headers: Sequence[SliceHeader], series: Series, beyond: bool = False) -> bool:
     "Whether all slices with these headers lie on slices of the series, pixel on pixel, or some `beyond` its ends"
@@ -331,7 +313,6 @@ def _on_grid(headers: Sequence[SliceHeader], series: Series, beyond: bool = Fals
     row, col, _ = b.to_pixels([a.position_mm])[0]
     return len(asked) > 0 and _all_among(asked, positions) and bool(np.allclose([row, col], 0, atol=0.2))
 
-
 # %% ../../nbs/cohort/scan.ipynb #46897f50
 def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:
     "Whether the middle of a volume lies within the series"
@@ -343,7 +324,6 @@ def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:
     row, col, height = first.to_pixels([centre])[0]
     depth = last.normal_position_mm - first.normal_position_mm
     return bool(0 <= row < first.shape[0] and 0 <= col < first.shape[1] and 0 <= height <= depth)
-
 
 # %% ../../nbs/cohort/scan.ipynb #58568166
 def _is_copy(volume: Series, dicom: Series) -> bool:
@@ -367,7 +347,6 @@ def _copies(all_series: Sequence[Series]) -> list[Series]:
     dicom = [s for s in all_series if not is_volume(s.slices[0].path)]
     return [v for v in volumes if any(_is_copy(v, d) for d in dicom)]
 
-
 # %% ../../nbs/cohort/scan.ipynb #28e3bed1
 class _Tree:
     "Series by the folders they lie in, at any depth"
@@ -384,7 +363,6 @@ class _Tree:
             if found := [s for s in self.below.get(f, ()) if fits(s)]:
                 return found
         return []
-
 
 # %% ../../nbs/cohort/scan.ipynb #58572a27
 def _same_numbers(a: Path, b: Path) -> bool:
@@ -405,7 +383,6 @@ def _by_grid(headers: Sequence[SliceHeader], path: Path, tree: _Tree) -> Series:
             return _choose(fit, path.parent, "lies on the slices of", path)
     raise InputError("lies on the slices of no CT series found here; put it beside its series")
 
-
 # %% ../../nbs/cohort/scan.ipynb #46ba2c8c
 class _Owners:
     "The series of the slices that a table names"
@@ -423,7 +400,6 @@ class _Owners:
         "The series that a table may mean by a name, from the ids of the series beside it"
         found = [i for i in self.names.find(name) if self.slices[i].sop_uid == name or id(self.series[i]) in beside]
         return list({id(self.series[i]): self.series[i] for i in found}.values())
-
 
 # %% ../../nbs/cohort/scan.ipynb #efb8e65d
 class _Row(NamedTuple):
@@ -452,7 +428,6 @@ def _require_certain(rows: Sequence[_Row]) -> None:
             "name them by SOPInstanceUID, or with their folders"
         )
 
-
 # %% ../../nbs/cohort/scan.ipynb #1274b053
 def _named_series(outline: OutlineEntry, rows: Sequence[_Row]) -> list[Annotation | Problem]:
     "One annotation for each series whose slices a table names"
@@ -469,7 +444,6 @@ def _named_series(outline: OutlineEntry, rows: Sequence[_Row]) -> list[Annotatio
         found.append(Problem(outline.path, reason, failed=not found))
     return found
 
-
 # %% ../../nbs/cohort/scan.ipynb #56668ec5
 def _table(outline: OutlineEntry, tree: _Tree, owners: _Owners) -> list[Annotation | Problem]:
     "One `Annotation` for each series that a table is about"
@@ -483,7 +457,6 @@ def _table(outline: OutlineEntry, tree: _Tree, owners: _Owners) -> list[Annotati
     except InputError as e:
         return [Problem(outline.path, str(e).removeprefix(f'{outline.path}: '))]
 
-
 # %% ../../nbs/cohort/scan.ipynb #4c612b65
 def _key_slice(row: pd.Series, picture: Path) -> Series:
     "The series of one key slice of DeepLesion"
@@ -492,7 +465,6 @@ def _key_slice(row: pd.Series, picture: Path) -> Series:
     header = SliceHeader(shape=(rows, columns), spacing_mm=(y, x), thickness_mm=z, path=picture)
     patient = f'DeepLesion {row.Patient_index}'
     return Series((header,), patient, '', row.Patient_index, 'unknown', picture.parent)
-
 
 # %% ../../nbs/cohort/scan.ipynb #3579f7c1
 def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) -> list[Series]:
@@ -504,7 +476,6 @@ def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) 
             here = table[table.File_name.isin(list(pictures))].drop_duplicates('File_name')
             made += [_key_slice(row, pictures[row.File_name]) for _, row in here.iterrows()]
     return made
-
 
 # %% ../../nbs/cohort/scan.ipynb #7d5e7930
 _LITTER = ('thumbs.db', 'desktop.ini')
@@ -522,7 +493,6 @@ def _files(src: Path) -> Iterator[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__MACOSX')
         yield from (Path(folder) / n for n in sorted(names) if not n.startswith('.') and n.lower() not in _LITTER)
 
-
 # %% ../../nbs/cohort/scan.ipynb #5794407c
 _CHUNK = 200  # files
 
@@ -534,7 +504,6 @@ class _Index(NamedTuple):
     outlines: list[OutlineEntry]
     unread: list[UnreadEntry]
     problems: list[Problem]
-
 
 # %% ../../nbs/cohort/scan.ipynb #c7670902
 def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int, int], object] | None) -> _Index:
@@ -550,7 +519,6 @@ def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int,
             progress(min(n * _CHUNK, len(files)), len(files))
     return index._replace(slices=_know_masks(index.slices))
 
-
 # %% ../../nbs/cohort/scan.ipynb #ff3a2006
 def _unread(entries: Iterable[UnreadEntry]) -> list[Problem]:
     "A note for each kind of file that is not read"
@@ -564,13 +532,11 @@ def _told_together(problems: Iterable[Problem]) -> list[Problem]:
     also = lambda n: f' (so with {n} more files of this folder)' if n else ''
     return [replace(g[0], reason=g[0].reason + also(len(g) - 1)) for g in groups]
 
-
 # %% ../../nbs/cohort/scan.ipynb #a13eb4f0
 def _ct_stacks(slices: Iterable[SliceEntry]) -> list[Series | Problem]:
     "The CT series, without masks"
     images = (e for e in slices if not e.shared.mask)
     return [stack for group in _grouped(images, _grid) for stack in _stacks(group)]
-
 
 # %% ../../nbs/cohort/scan.ipynb #71ebf3e7
 def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | Problem:
@@ -582,7 +548,6 @@ def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | P
     except InputError as e:
         return Problem(paths[0], str(e).removeprefix(f'{paths[0]}: '))
 
-
 # %% ../../nbs/cohort/scan.ipynb #0064673a
 def _outline_series(outline: OutlineEntry, all_series: Sequence[Series], tree: _Tree) -> Series:
     "The series of a file of outlines; `InputError` if it is not certain"
@@ -592,7 +557,6 @@ def _outline_series(outline: OutlineEntry, all_series: Sequence[Series], tree: _
     if is_volume(outline.path):
         return _by_grid(volume_headers(outline.path), outline.path, tree)
     return _choose(tree.nearest(folder), folder, "fits")
-
 
 # %% ../../nbs/cohort/scan.ipynb #925d2920
 def _outline_annotation(
@@ -605,7 +569,6 @@ def _outline_annotation(
         return Annotation(first.kind, tuple(o.path for o in group), series, notes=_elsewhere(first, series))
     except InputError as e:
         return Problem(first.path, str(e).removeprefix(f'{first.path}: '))
-
 
 # %% ../../nbs/cohort/scan.ipynb #ad6d0c73
 def _size(path: Path) -> tuple[int, int] | None:
@@ -623,7 +586,6 @@ def _picture_groups(outlines: Iterable[OutlineEntry], all_series: Sequence[Serie
     pictures = (o for o in outlines if o.kind in PICTURE_KINDS.values() and o.path.parent not in image_folders)
     return _grouped(pictures, lambda o: (o.path.parent, re.sub(r'\d+$', '', o.path.stem)))
 
-
 # %% ../../nbs/cohort/scan.ipynb #f0b136e3
 def _of_other_size(groups: Iterable[Sequence[OutlineEntry]], all_series: Sequence[Series]) -> list[UnreadEntry]:
     "The pictures of groups whose first has not the size of any slice"
@@ -637,7 +599,6 @@ def _know_pictures(index: _Index, all_series: Sequence[Series]) -> _Index:
     unread = _of_other_size(_picture_groups(index.outlines, all_series), all_series)
     paths = {e.path for e in unread}
     return index._replace(outlines=[o for o in index.outlines if o.path not in paths], unread=index.unread + unread)
-
 
 # %% ../../nbs/cohort/scan.ipynb #52190608
 def _common(a: Annotation) -> Path:
@@ -655,7 +616,6 @@ def _by_place(a: Annotation) -> bool:
     "Whether an annotation found its series without a name or UID"
     return a.kind not in ('seg', 'rtstruct') and a.keys is None and not is_volume(a.series.slices[0].path)
 
-
 # %% ../../nbs/cohort/scan.ipynb #023f1d77
 def _without_strays(found: Sequence[Annotation | Problem]) -> list[Annotation | Problem]:
     "The same annotations; those that lie farther from their series than others of their kind are refused"
@@ -666,7 +626,6 @@ def _without_strays(found: Sequence[Annotation | Problem]) -> list[Annotation | 
     strays = [a for a in placed if len(_common(a).parts) < depths[id(a.series), a.kind] and not _same_name(a)]
     reason = "lies apart from the only CT that it fits, which has outlines beside it; put it in the folder of its CT"
     return [Problem(a.paths[0], reason) if isinstance(a, Annotation) and a in strays else a for a in found]
-
 
 # %% ../../nbs/cohort/scan.ipynb #d860db83
 def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation | Problem]:
@@ -680,7 +639,6 @@ def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation
     for table in tables:
         found += _table(table, tree, owners)
     return _without_strays(found)
-
 
 # %% ../../nbs/cohort/scan.ipynb #c39d79f7
 @dataclass(frozen=True, eq=False)
@@ -702,7 +660,6 @@ def _by_patient(annotations: Iterable[Annotation]) -> list[PatientFiles]:
     patients = _grouped(annotations, lambda a: a.series.patient)
     return sorted((PatientFiles(g[0].series.patient, tuple(g)) for g in patients), key=lambda p: p.key)
 
-
 # %% ../../nbs/cohort/scan.ipynb #a27b5fb1
 def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> list[Problem]:
     "A note for each series without an annotation"
@@ -712,7 +669,6 @@ def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> 
         for s in all_series
         if id(s) not in used
     ]
-
 
 # %% ../../nbs/cohort/scan.ipynb #43afdbbb
 def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[Series], list[Problem]]:
@@ -724,7 +680,6 @@ def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[S
     problems += [Problem(s.slices[0].path, "a copy of a DICOM series, which is used", failed=False) for s in copies]
     return _volume_patients([s for s in series if s not in copies], src), problems
 
-
 # %% ../../nbs/cohort/scan.ipynb #49113c2c
 def _no_series(src: Path, index: _Index, problems: Sequence[Problem]) -> InputError:
     "The error for a folder without CT, with what is there instead"
@@ -733,7 +688,6 @@ def _no_series(src: Path, index: _Index, problems: Sequence[Problem]) -> InputEr
         said.append(f'{masks} x DICOM mask, or picture of 8 bits')
     why = f" ({'; '.join(said[:5])})" if said else ''
     return InputError(f"{src}: holds no CT series that can be read{why}; give the folder with the images")
-
 
 # %% ../../nbs/cohort/scan.ipynb #a1c8f68a
 def scan_folder(

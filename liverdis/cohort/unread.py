@@ -9,7 +9,6 @@ __all__ = ['PICTURE_OF_OTHER_SIZE', 'UnreadKind', 'unread_kind', 'unread_dicom',
 from pathlib import Path
 from typing import NamedTuple
 
-
 # %% ../../nbs/cohort/unread.ipynb #41de9117
 class UnreadKind(NamedTuple):
     "A kind of file that is not read."
@@ -75,7 +74,6 @@ def _is_bare_dicom(path: Path) -> bool:
         start = file.read(8)
     return start[:2] == b'\x08\x00' and start[4:6] in (b'UL', b'UI', b'CS', b'\x04\x00', b'\x1a\x00', b'\x0a\x00')
 
-
 # %% ../../nbs/cohort/unread.ipynb #7f646980
 def unread_kind(
     path: str | Path,  # a file that no reader takes
@@ -92,7 +90,6 @@ def unread_kind(
     if path.name.upper() in ('README', 'LICENSE', 'LICENCE', 'VERSION', 'CHANGELOG'):
         return _SUFFIXES['.txt']
     return _NO_PREAMBLE if _is_bare_dicom(path) else _OTHER
-
 
 # %% ../../nbs/cohort/unread.ipynb #c6e0cd19
 _IMAGE = UnreadKind('DICOM image of another modality', 'give the CT')
@@ -121,7 +118,6 @@ def unread_dicom(
 ) -> UnreadKind:
     "What a DICOM file is that is neither CT nor outline."
     return _DICOM.get(what, UnreadKind('DICOM object of another kind', 'give CT, SEG or RTSTRUCT'))
-
 
 # %% ../../nbs/cohort/unread.ipynb #f2b9b098
 def counted(
