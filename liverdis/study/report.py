@@ -24,7 +24,17 @@ from matplotlib.figure import Figure
 
 from ..core import CLASSES, InputError, write_atomic
 from ..settings import Settings, provenance, settings_from_dict
-from .comparison import BETTER, EQUAL, MIN_PATIENTS, NOT_SHOWN, TOO_FEW, WORSE, draw_comparison, points
+from liverdis.study.comparison import (
+    BETTER,
+    EQUAL,
+    MIN_PATIENTS,
+    NOT_SHOWN,
+    ONE_FOLD,
+    TOO_FEW,
+    WORSE,
+    draw_comparison,
+    points,
+)
 from .evaluate import accuracies, arms_of, read_predictions
 from .paper import ARMS, TABLE2, TABLE2_AVG
 from .paper_figures import fig3, fig5, table3_figure
@@ -166,6 +176,7 @@ _IN_WORDS = {
     EQUAL: 'equal within one point',
     NOT_SHOWN: 'no difference shown',
     TOO_FEW: f'no interval, no p-value and no verdict, which would take at least {MIN_PATIENTS} patients',
+    ONE_FOLD: 'no interval, no p-value and no verdict, which would take a cross-validation',
 }
 
 # %% ../../nbs/study/report.ipynb #6c765bab
@@ -183,7 +194,7 @@ def _difference(row: dict[str, Any], arm: str, against: str, several: bool) -> s
     "One comparison: difference, intervals, verdict."
     where = f"Over {row['n_cases']} cases of {row['n_patients']} patients"
     text = f"{where}, {arm} minus {against} is {points(row['difference'])} points"
-    intervals = '' if row['verdict'] == TOO_FEW else f': {_intervals(row, several)}'
+    intervals = '' if row['verdict'] in (TOO_FEW, ONE_FOLD) else f': {_intervals(row, several)}'
     return f"{text}{intervals}: {_IN_WORDS[row['verdict']].format(arm=arm, against=against)}."
 
 
@@ -201,6 +212,7 @@ def _verdicts(rows: dict[str, Any], against: str) -> str:
     "The arms by verdict."
     said = {BETTER: f'Better than {against}: ', WORSE: f'Worse than {against}: ', EQUAL: 'Equal within one point: '}
     said |= {NOT_SHOWN: f'No difference from {against} shown: ', TOO_FEW: 'Too few patients for a verdict: '}
+    said |= {ONE_FOLD: 'One fold, so no verdict: '}
     arms = {verdict: [arm for arm, row in rows.items() if row['verdict'] == verdict] for verdict in said}
     return ' '.join(said[verdict] + ', '.join(names) + '.' for verdict, names in arms.items() if names)
 
@@ -377,7 +389,7 @@ def differences(
     "Every arm against one, with intervals, tests and verdict."
     rows = {}
     for arm, row in results['summary']['comparisons'][against].items():
-        known = row['verdict'] != TOO_FEW
+        known = row['verdict'] not in (TOO_FEW, ONE_FOLD)
         rows[arm] = {
             f'minus {against}, points': points(row['difference']),
             '95 % CI, trained anew': _range(row) if known else '',
