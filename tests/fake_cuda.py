@@ -25,7 +25,7 @@ S = preset("smoke", precision="auto")
 class Batches:
     "What the Learners ask of a `BatchDL`, on the fake device"
 
-    device, n, n_inp = torch.device("cuda"), 32, 1
+    device, n, n_inp, c = torch.device("cuda"), 32, 1, len(S.classes)
     augment = RandomAffine(S.max_scale, S.max_rotation, S.max_translation)
 
     def __init__(self):
@@ -74,8 +74,8 @@ class Training(Callback):
         self.watch.inside = False
 
 
-def few_codes(self, codes, labels):
-    self.by_class, self.block = [codes[:8]] * 4, 3
+def few_codes(self, codes, labels, n_classes):
+    self.by_class, self.block = [codes[:8]] * n_classes, 3
     self.half_sq_norms = [c.square().sum(1) / 2 for c in self.by_class]
 
 

@@ -72,7 +72,9 @@ def test_measures_of_each_fold(straight):
     for fold in folds:
         shares = {"probe_r_accuracy", "probe_c_accuracy", "majority_accuracy", "swap_to_code", "swap_to_image"}
         shares |= {"swap_classifier_accuracy", "swap_classifier_rebuilt_accuracy"}
-        assert fold.keys() == shares | {"test_mse", "test_mse_other_r", "r_sensitivity"}
+        shares |= {"probe_r_svm_accuracy", "real_or_decoded"}
+        errors = {"test_mse", "test_mse_other_r", "r_sensitivity", "pca_mse", "ssim", "spectrum_gap"}
+        assert fold.keys() == shares | errors
         assert all(0 <= fold[k] <= 1 for k in shares)
         assert fold["r_sensitivity"] == fold["test_mse_other_r"] / fold["test_mse"]
 
