@@ -13,6 +13,8 @@ from importlib.metadata import requires, version
 from importlib.resources import files
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 import liverdis
 
 home = Path(liverdis.__file__).parent
@@ -42,6 +44,7 @@ with tempfile.TemporaryDirectory() as tmp:
     made = {p.name for p in Path(tmp, "run").iterdir()}
     assert {"results.json", "predictions.csv", "report.html"} <= made, f"the run left only {sorted(made)}"
 
-direct = sorted({re.match(r"[\w.-]+", r)[0] for r in requires("liverdis") if "extra ==" not in r})
+here = [r for r in map(Requirement, requires("liverdis")) if not r.marker or r.marker.evaluate({"extra": ""})]
+direct = sorted({r.name for r in here})
 print(f"Python {sys.version.split()[0]}:", ", ".join(f"{name} {version(name)}" for name in [*direct, "fastcore"]))
 print(f"{len(modules)} modules, {len(imports)} imports and the commands {', '.join(commands)} of the README work")
