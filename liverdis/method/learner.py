@@ -25,15 +25,6 @@ from fastai.torch_core import find_bs, to_detach, trainable_params
 from fastcore.foundation import L
 from torch import nn
 
-# %% ../../nbs/method/learner.ipynb #5b7d2f14
-def _merge_alike(groups: list[dict]) -> list[dict]:
-    "Parameter groups, with those made one that differ in their parameters only"
-    merged: dict[tuple, dict] = {}
-    for group in groups:
-        key = tuple(value for name, value in group.items() if name != 'params')
-        merged.setdefault(key, {**group, 'params': []})['params'].extend(group['params'])
-    return [*merged.values()]
-
 # %% ../../nbs/method/learner.ipynb #360a0d81
 class FusedAdam(OptimWrapper):
     "fastai's Adam with decoupled weight decay, as one fused PyTorch kernel for all parameters of a group."
@@ -72,15 +63,6 @@ class FusedAdam(OptimWrapper):
             self._set_hyper(k, v.tolist())
         else:
             super().set_hyper(k, v)
-
-    def step(self, closure: Callable | None = None) -> None:
-        "PyTorch's, with one kernel for all parameters that share their hyper-parameters."
-        groups = self.opt.param_groups
-        self.opt.param_groups = _merge_alike(groups)
-        try:
-            self.opt.step(closure)
-        finally:
-            self.opt.param_groups = groups
 
     def _set_hyper(self, k, v):
         halves = [value for value in v for _ in range(2)]
