@@ -14,6 +14,7 @@ from .ingest import bench_ingest, ingest_ratios
 from .loading import bench_loading, loading_rates
 from .memory import against_size, bench_memory
 from .search import bench_search, search_times
+from .stacked import bench_stacked, each
 from .steps import bench_steps, synthesis_shares, training_ratios
 from .variants import bench_variants, variant_ratios
 
@@ -70,6 +71,15 @@ def ingest(
 ) -> None:
     """`liverdis ingest` and pydicom alone on the same files."""
     report(bench_ingest(source), out or Path("bench-ingest.csv"), ingest_ratios)
+
+
+@app.command()
+def stacked(
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one]")] = None,
+    out: Out = None,
+) -> None:
+    """A step of phase 1 for one network, for ten and for thirty at once."""
+    report(bench_stacked(device or pick_device()), out or Path("bench-stacked.csv"), each)
 
 
 @app.command()

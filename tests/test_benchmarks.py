@@ -14,6 +14,7 @@ from benchmarks.ingest import bench_ingest, ingest_ratios
 from benchmarks.loading import bench_loading, loading_rates
 from benchmarks.memory import against_size, bench_memory
 from benchmarks.search import bench_search, search_times
+from benchmarks.stacked import bench_stacked, each
 from benchmarks.steps import bench_steps, reference_networks, synthesis_shares, torch_step, training_ratios
 from benchmarks.timing import Measured, in_fresh_process, in_turn, seconds_of
 from benchmarks.variants import apart, interleaved, shuffled, transposed
@@ -103,6 +104,11 @@ def test_search():
     assert search_times(t).shape == (1, 3)
 
 
+def test_stacked():
+    t = bench_stacked("cpu", sizes=(1, 2), steps=1, name="smoke")
+    assert list(each(t).index) == [1, 2] and (t.ms > 0).all()
+
+
 def test_memory(in_this_process):
     t = bench_memory((300,), rounds=1, steps=2)
     assert (t.images_per_s > 0).all() and (t.peak_mb == 100).all()
@@ -118,6 +124,6 @@ def test_ingest(in_this_process):
 
 def test_every_command_explains_itself():
     text = CliRunner().invoke(app, ["--help"]).output
-    commands = re.findall(r"^\W*(steps|loading|memory|search|ingest|variants) ", text, re.M)
-    assert len(commands) == 6
+    commands = re.findall(r"^\W*(steps|loading|memory|search|stacked|ingest|variants) ", text, re.M)
+    assert len(commands) == 7
     assert all(CliRunner().invoke(app, [name, "--help"]).exit_code == 0 for name in commands)
