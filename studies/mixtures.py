@@ -1,4 +1,4 @@
-"""`proposed` with other mixtures, one arm for each setting of phase 3 that the paper leaves open: they share a generator.
+"""`proposed` with other mixtures: an arm for each setting of phase 3 that the paper leaves open, one generator for all.
 
 `liverdis study mixtures --arms studies/mixtures.py`
 """
