@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -325,6 +326,15 @@ def _work_off(
             on_progress(*progress(run), [task.name for task in running.values()])
 
 # %% ../../nbs/study/experiment.ipynb #ed9a348b
+def _process_context() -> Any:
+    "Workers are forks of a process that has imported the library once; CUDA and macOS do not survive a fork."
+    if sys.platform != 'linux' or torch.cuda.is_available():
+        return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['liverdis.study.experiment'])
+    return context
+
+
 def run_tasks(
     run: Run,
     jobs: int,  # processes side by side
@@ -332,11 +342,11 @@ def run_tasks(
     arms_file: str | Path | None = None,  # a user's file of arms
 ) -> None:
     "Do all tasks of a run that are not done yet, in processes of this machine."
-    spawn = multiprocessing.get_context('spawn')
-    places = spawn.Queue()
+    context = _process_context()
+    places = context.Queue()
     for place in range(jobs):
         places.put(place)
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_init_worker, initargs=(places,)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_init_worker, initargs=(places,)) as pool:
         try:
             _work_off(run, pool, lambda: jobs, on_progress, arms_file)
         except BaseException:  # Ctrl-C too
