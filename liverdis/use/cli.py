@@ -7,6 +7,7 @@ __all__ = ['app', 'Kind', 'Phase', 'Preset', 'reproduce', 'study', 'phantom', 'c
            'predict', 'audit', 'main']
 
 # %% ../../nbs/use/cli.ipynb #8fb24f54
+import errno
 import json
 import re
 import sys
@@ -23,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
+import liverdis
 from ..cohort.manifest import Lesion, Manifest, load_manifest, verify_files
 from ..core import CLASSES, InputError
 
@@ -32,14 +34,26 @@ if TYPE_CHECKING:
     from liverdis.cohort.recipes import Prepared
 
 # %% ../../nbs/use/cli.ipynb #17386620
+_FOLDERS_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # full, or not ours to write
+
+
+def _cannot_use(e: OSError) -> str:
+    "What a full or protected folder did, in one line; any other `OSError` is a bug of ours and goes on."
+    if e.errno not in _FOLDERS_FAULT:
+        raise e
+    return f"{e.filename or 'output folder'}: {e.strerror}: make room or choose another folder; nothing is half-written"
+
+
 class _OneLine(TyperGroup):
-    "Input errors as one line and exit code 2; Ctrl-C as exit code 130."
+    "Input errors and folders that cannot be used as one line and exit code 2; Ctrl-C as exit code 130."
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except InputError as e:
             code, line = 2, f'liverdis: {e}'
+        except OSError as e:
+            code, line = 2, f'liverdis: {_cannot_use(e)}'
         except KeyboardInterrupt:
             code, line = 130, 'liverdis: stopped; the same command continues the run'
         print(line, file=sys.stderr)
@@ -49,11 +63,25 @@ class _OneLine(TyperGroup):
 app = typer.Typer(
     cls=_OneLine,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help='Disentangled codes and mixture-label training for liver lesions in CT. '
     'Research use only, not a medical device.',
 )
+
+# %% ../../nbs/use/cli.ipynb #13499a01
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f'liverdis {liverdis.__version__}')
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option('--version', callback=_tell_version, is_eager=True, help='show the version and exit')
+    ] = False,
+) -> None:
+    pass
 
 # %% ../../nbs/use/cli.ipynb #a14ff0ce
 _console = Console(force_jupyter=False)
