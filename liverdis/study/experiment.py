@@ -13,10 +13,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +51,18 @@ from liverdis.study.codes import (
 )
 from .comparison import summary
 from .evaluate import PREDICTION_COLUMNS, PROBABILITIES
-from .run import PAPER_ARMS, Run, Task, measured_by, pick_device, start_run, task_seed, versions
+from .guards import adversary_warnings, copies, decoder_warnings, missing_classes, shared_pixels
+from liverdis.study.run import (
+    PAPER_ARMS,
+    Run,
+    Task,
+    check_device,
+    measured_by,
+    pick_device,
+    start_run,
+    task_seed,
+    versions,
+)
 from .training import Checkpoint, resumable_fit, seed_all
 
 # %% ../../nbs/study/experiment.ipynb #42294dd8
@@ -147,6 +160,7 @@ def _decode(net: Disentangler, c: torch.Tensor, r: torch.Tensor) -> torch.Tensor
 def _quality(net: Disentangler, x_train: torch.Tensor, x: torch.Tensor, test: _Codes) -> dict[str, float]:
     rebuilt = _decode(net, test.c, test.r)
     return {
+        'mean_image_mse': float(((x_train.mean(0) - x) ** 2).mean()),
         'pca_mse': pca_mse(x_train, x, test.r.shape[1]),
         'ssim': mean_ssim(rebuilt, x),
         'spectrum_gap': spectrum_gap(rebuilt, x),
@@ -299,7 +313,12 @@ def default_jobs(
     return max(1, (os.cpu_count() or 1) // settings.threads)
 
 # %% ../../nbs/study/experiment.ipynb #fa40d170
-Progress = Callable[[float, float, list[str]], Any]  # called with work done, work in all and names of running tasks
+Progress = Callable[[float, float, list[str]], Any]  # called with work done, work in all and what runs, in words
+
+
+def _how_far(run: Run, task: Task) -> str:
+    "A running task and its epochs, such as 'r0_f1_baseline 3/30'."
+    return f'{task.name} {run.epochs_done(task)}/{_epochs(task, run.settings)}'
 
 
 def _work_off(
@@ -322,21 +341,30 @@ def _work_off(
             future.result()  # raises what the task raised
             del running[future]
         if on_progress:
-            on_progress(*progress(run), [task.name for task in running.values()])
+            on_progress(*progress(run), [_how_far(run, task) for task in running.values()])
 
 # %% ../../nbs/study/experiment.ipynb #ed9a348b
+def _process_context() -> Any:
+    "Workers are forks of a process that has imported the library once; CUDA and macOS do not survive a fork."
+    if sys.platform != 'linux' or torch.cuda.is_available():
+        return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['liverdis.study.experiment'])
+    return context
+
+
 def run_tasks(
     run: Run,
     jobs: int,  # processes side by side
-    on_progress: Progress | None = None,  # called at least twice a second
+    on_progress: Progress | None = None,  # called at least every half second
     arms_file: str | Path | None = None,  # a user's file of arms
 ) -> None:
     "Do all tasks of a run that are not done yet, in processes of this machine."
-    spawn = multiprocessing.get_context('spawn')
-    places = spawn.Queue()
+    context = _process_context()
+    places = context.Queue()
     for place in range(jobs):
         places.put(place)
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_init_worker, initargs=(places,)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_init_worker, initargs=(places,)) as pool:
         try:
             _work_off(run, pool, lambda: jobs, on_progress, arms_file)
         except BaseException:  # Ctrl-C too
@@ -378,6 +406,20 @@ def check_cluster(
             if other:
                 raise InputError(f"worker {worker} has {', '.join(other)}: install the same versions on all machines")
 
+# %% ../../nbs/study/experiment.ipynb #ff900dc8
+@contextmanager
+def _lost_workers() -> Iterator[None]:
+    "One line when Dask gives a task up: it does so when the task has killed several workers."
+    from distributed.scheduler import KilledWorker
+
+    try:
+        yield
+    except KilledWorker as e:
+        raise InputError(
+            f'{e.task}: was lost with {e.allowed_failures + 1} workers: look into the log of the last one, '
+            f'{e.last_worker.address}, for instance for lack of memory; the same command continues'
+        ) from None
+
 # %% ../../nbs/study/experiment.ipynb #ff900dc0
 def run_on_cluster(
     run: Run,  # in a folder that the workers see under the same name
@@ -393,7 +435,8 @@ def run_on_cluster(
                 raise InputError(
                     f'worker {worker} does not see {shared.folder}: choose an --out that all machines share'
                 )
-        _work_off(shared, client.get_executor(pure=False), lambda: _places(client), on_progress, arms_file)
+        with _lost_workers():
+            _work_off(shared, client.get_executor(pure=False), lambda: _places(client), on_progress, arms_file)
 
 # %% ../../nbs/study/experiment.ipynb #a5d0c522
 def _prediction_rows(run: Run, task: Task) -> Iterator[tuple]:
@@ -412,6 +455,24 @@ def predictions(
     about = [c for c in PREDICTION_COLUMNS if c not in PROBABILITIES]
     return pd.DataFrame(rows, columns=[*about, *(f'p_{c}' for c in run.settings.classes)])
 
+# %% ../../nbs/study/experiment.ipynb #d89c9d41
+def _generator_warnings(run: Run, task: Task, labels: pd.Series) -> list[str]:
+    "What is wrong with a generator; its name comes first unless it is the paper's."
+    measure = dataclasses.replace(task, kind=measured_by(task.kind))
+    measured = run.record(measure) if measure.kind in run.graph else {}
+    said = decoder_warnings(measured) + adversary_warnings(run.record(task)['history'], labels)
+    return said if task.kind == 'disentangle' else [f'{task.kind}: {text}' for text in said]
+
+
+def _warnings(run: Run, repeat: int, fold: int, first: np.ndarray) -> list[str]:
+    "What a reader of a fold's numbers must know; `first` as of `copies`."
+    cases = run.cases(repeat)
+    parts = cases[f'fold_{fold}'].fillna('')
+    said = missing_classes(cases, parts) + shared_pixels(cases, parts, first)
+    for kind in (k for k in GENERATORS if k in run.graph):
+        said += _generator_warnings(run, Task(repeat, fold, kind), cases.label[parts == 'train'])
+    return said
+
 # %% ../../nbs/study/experiment.ipynb #aa8dfe13
 def _arm_results(record: dict[str, Any]) -> dict[str, Any]:
     return {'accuracy': record['test']['accuracy'], **{k: record[k] for k in ('best_epoch', 'wall_time_s')}}
@@ -425,11 +486,12 @@ def _generator_results(run: Run, task: Task) -> dict[str, float]:
     return {**measured, 'wall_time_s': run.record(task)['wall_time_s']}
 
 
-def _fold_results(run: Run, repeat: int, fold: int) -> dict[str, Any]:
+def _fold_results(run: Run, repeat: int, fold: int, first: np.ndarray) -> dict[str, Any]:
     tasks = {kind: Task(repeat, fold, kind) for kind in run.graph}
     return {
         'repeat': repeat,
         'fold': fold,
+        'warnings': _warnings(run, repeat, fold, first),
         'n_test': len(run.record(tasks['baseline'])['test']['probabilities']),
         **{arm: _arm_results(run.record(tasks[arm])) for arm in run.arms},
         **{name: _generator_results(run, tasks[name]) for name in GENERATORS if name in tasks},
@@ -476,12 +538,12 @@ def collect(
     write_atomic(run.folder / 'predictions.csv', table.to_csv(index=False, float_format='%.6f'))
     if 'disentangle' in run.graph:
         _save_figures(run)
-    folds = sorted({(task.repeat, task.fold) for task in run.tasks})
+    folds, first = sorted({(task.repeat, task.fold) for task in run.tasks}), copies(run.rois())
     results = {
         **run.info,
         'threads': run.settings.threads or os.cpu_count(),
         'compute_time_s': round(sum(run.record(task)['wall_time_s'] for task in run.tasks), 1),
-        'folds': [_fold_results(run, repeat, fold) for repeat, fold in folds],
+        'folds': [_fold_results(run, repeat, fold, first) for repeat, fold in folds],
         'summary': summary(table),
     }
     write_atomic(run.folder / 'results.json', json.dumps(results, indent=1))
@@ -500,6 +562,25 @@ def _complete(run: Run, work: Callable[[], None], began: float) -> dict[str, Any
         write_atomic(run.folder / 'run.json', json.dumps(run.info, indent=1))
     return collect(run)
 
+# %% ../../nbs/study/experiment.ipynb #a323cb50
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    "Keep other processes out of a run's folder. `InputError` if one is there."
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / '.lock', timeout=0):
+            try:
+                yield
+            finally:
+                if not (folder / 'run.json').exists():
+                    (folder / '.lock').unlink(missing_ok=True)
+    except Timeout:
+        raise InputError(f"{folder}: another process is working there: wait for it, or choose another --out") from None
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+
 # %% ../../nbs/study/experiment.ipynb #a323cb5f
 def reproduce(
     folder: str | Path,  # of the run
@@ -517,19 +598,18 @@ def reproduce(
     **about: Any,  # further facts for the record: `preset='demo', data='phantom'`
 ) -> dict[str, Any]:  # as in `results.json`
     "The experiment; the same call continues an interrupted run. `InputError` before anything is written."
-    began, device = time.perf_counter(), device or pick_device()
+    began, device, folder = time.perf_counter(), device or pick_device(), Path(folder)
     arms = [*arms, *(load_arms(arms_file) if arms_file else [])]
     if scheduler:
         check_cluster(scheduler)
-    run = start_run(folder, manifest, settings, repeats, device, arms, folds, **about)
-    if oracle:
-        shutil.copyfile(oracle, run.folder / 'oracle.safetensors')
-    if scheduler:
-        work = lambda: run_on_cluster(run, scheduler, on_progress, arms_file)
     else:
-        work = lambda: run_tasks(run, jobs or default_jobs(settings, device), on_progress, arms_file)
-    try:
-        with FileLock(run.folder / '.lock', timeout=0):
-            return _complete(run, work, began)
-    except Timeout:
-        raise InputError(f"{folder}: another process is working there: wait for it, or choose another --out") from None
+        check_device(device)
+    with _alone_in(folder):
+        run = start_run(folder, manifest, settings, repeats, device, arms, folds, **about)
+        if oracle:
+            shutil.copyfile(oracle, run.folder / 'oracle.safetensors')
+        if scheduler:
+            work = lambda: run_on_cluster(run, scheduler, on_progress, arms_file)
+        else:
+            work = lambda: run_tasks(run, jobs or default_jobs(settings, device), on_progress, arms_file)
+        return _complete(run, work, began)

@@ -6,7 +6,9 @@
 __all__ = ['seed_all', 'Checkpoint', 'resumable_fit']
 
 # %% ../../nbs/study/training.ipynb #205d3d3f
+import math
 import os
+import pickle
 import random
 import time
 from pathlib import Path
@@ -20,7 +22,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
 from torch import nn
 
-from ..core import write_atomic
+from ..core import InputError, brief, write_atomic
 
 # %% ../../nbs/study/training.ipynb #5187447d
 def seed_all(
@@ -39,22 +41,43 @@ def _stateful(learn: Learner) -> list[Callback]:
 
 
 def _save_checkpoint(path: Path, learn: Learner, state: dict[str, Any]) -> None:
-    "Write the file whole or not at all."
+    "Write the file whole or not at all. `InputError` if there is no room for it."
     parts = {'state': state, 'model': learn.model.state_dict(), 'opt': learn.opt.state_dict()['state']}
     parts |= {cb.name: cb.state_dict() for cb in _stateful(learn)}
-    torch.save(parts, path.with_suffix('.tmp'))
-    os.replace(path.with_suffix('.tmp'), path)
+    part = path.with_suffix('.tmp')
+    try:
+        torch.save(parts, part)
+    except RuntimeError as e:  # what PyTorch makes of a full disk
+        part.unlink(missing_ok=True)
+        raise InputError(f'{path}: cannot be written ({brief(e)}): make room, or choose another --out') from None
+    os.replace(part, path)
 
 # %% ../../nbs/study/training.ipynb #47f89faa
-def _load_checkpoint(path: Path, learn: Learner) -> dict[str, Any]:
-    "Put everything back into the Learner and its callbacks; the stored `state`."
-    saved = torch.load(path, map_location=learn.dls.device, weights_only=True)
+def _put_back(saved: dict[str, Any], learn: Learner) -> dict[str, Any]:
     learn.model.load_state_dict(saved['model'])
     learn.create_opt()
     learn.opt.load_state_dict({**learn.opt.state_dict(), 'state': saved['opt']})
     for cb in _stateful(learn):
         cb.load_state_dict(saved[cb.name])
     return saved['state']
+
+
+def _load_checkpoint(path: Path, learn: Learner) -> dict[str, Any]:
+    "Put everything back into the Learner and its callbacks; the stored `state`. `InputError` if it does not fit."
+    try:
+        return _put_back(torch.load(path, map_location=learn.dls.device, weights_only=True), learn)
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+        raise InputError(f'{path}: damaged, or of another network: delete it, and the fit begins anew') from None
+
+# %% ../../nbs/study/training.ipynb #8639a250
+def _check_loss(row: dict[str, float], task: str) -> None:
+    "`InputError` if the loss of an epoch is not a number."
+    lost = [name for name in ('train_loss', 'valid_loss') if not math.isfinite(row[name])]
+    if lost:
+        raise InputError(
+            f"{task}: {' and '.join(lost)} {row[lost[0]]} in epoch {row['epoch']}: "
+            'lower the learning rate or the weight of the adversary (--set disentangle_lr=..., lam=...), in a new --out'
+        )
 
 # %% ../../nbs/study/training.ipynb #3f1e8f9b
 def _add_epoch(state: dict[str, Any], row: dict[str, float], model: nn.Module, best: bool) -> None:
@@ -101,6 +124,7 @@ class Checkpoint(Callback):
             return  # fastai runs through the epochs before `start_epoch`, too
         row = dict(zip(self.recorder.metric_names, [self.epoch, *self.learn.final_record]))
         row['time'] = time.perf_counter() - self.epoch_start
+        _check_loss(row, self.folder.name)
         _add_epoch(self.state, row, self.model, self.best)
         write_atomic(self.folder / 'history.csv', pd.DataFrame(self.state['history']).to_csv(index=False))
         if time.perf_counter() - self.last_save > 20 * self.save_time:
@@ -126,9 +150,12 @@ def resumable_fit(
     learn.add_cb(checkpoint := Checkpoint(folder, seed, best))
     start = checkpoint.resume()
     fit = learn.fit_one_cycle if one_cycle else learn.fit
-    with learn.no_bar(), learn.no_logging():
-        if start < epochs:
-            fit(epochs, lr, start_epoch=start)
+    try:
+        with learn.no_bar(), learn.no_logging():
+            if start < epochs:
+                fit(epochs, lr, start_epoch=start)
+    except InputError as e:  # fastai writes the name of the callback above it
+        raise InputError(str(e).splitlines()[-1].strip()) from None
     learn.model.load_state_dict(checkpoint.state['kept'])
     learn.model.eval()
     return checkpoint

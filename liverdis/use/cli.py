@@ -7,6 +7,7 @@ __all__ = ['app', 'Kind', 'Phase', 'Preset', 'reproduce', 'study', 'phantom', 'c
            'predict', 'audit', 'main']
 
 # %% ../../nbs/use/cli.ipynb #8fb24f54
+import errno
 import json
 import re
 import sys
@@ -23,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
+import liverdis
 from ..cohort.manifest import Lesion, Manifest, load_manifest, verify_files
 from ..core import CLASSES, InputError
 
@@ -32,14 +34,26 @@ if TYPE_CHECKING:
     from liverdis.cohort.recipes import Prepared
 
 # %% ../../nbs/use/cli.ipynb #17386620
+_FOLDERS_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # full, or not ours to write
+
+
+def _cannot_use(e: OSError) -> str:
+    "What a full or protected folder did, in one line; any other `OSError` is a bug of ours and goes on."
+    if e.errno not in _FOLDERS_FAULT:
+        raise e
+    return f"{e.filename or 'output folder'}: {e.strerror}: make room or choose another folder; nothing is half-written"
+
+
 class _OneLine(TyperGroup):
-    "Input errors as one line and exit code 2; Ctrl-C as exit code 130."
+    "Input errors and folders that cannot be used as one line and exit code 2; Ctrl-C as exit code 130."
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except InputError as e:
             code, line = 2, f'liverdis: {e}'
+        except OSError as e:
+            code, line = 2, f'liverdis: {_cannot_use(e)}'
         except KeyboardInterrupt:
             code, line = 130, 'liverdis: stopped; the same command continues the run'
         print(line, file=sys.stderr)
@@ -49,11 +63,25 @@ class _OneLine(TyperGroup):
 app = typer.Typer(
     cls=_OneLine,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help='Disentangled codes and mixture-label training for liver lesions in CT. '
     'Research use only, not a medical device.',
 )
+
+# %% ../../nbs/use/cli.ipynb #13499a01
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f'liverdis {liverdis.__version__}')
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option('--version', callback=_tell_version, is_eager=True, help='show the version and exit')
+    ] = False,
+) -> None:
+    pass
 
 # %% ../../nbs/use/cli.ipynb #a14ff0ce
 _console = Console(force_jupyter=False)
@@ -77,12 +105,22 @@ def _say_classes(df: pd.DataFrame, what: str) -> None:
     counts = df.groupby('label').agg(**{what: ('case_id', 'size'), 'patients': ('patient_id', 'nunique')})
     _say_table(counts.reindex(CLASSES, fill_value=0))
 
+# %% ../../nbs/use/cli.ipynb #56777e10
+_MOST_LINES = 20  # of one kind
+
+
+def _first(lines: list[str], more: str) -> list[str]:
+    "The first lines, and how many there are besides."
+    rest = len(lines) - _MOST_LINES
+    return lines if rest <= 0 else [*lines[:_MOST_LINES], f'and {rest} more; {more}']
+
 # %% ../../nbs/use/cli.ipynb #56777e17
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[..., None]]:
     "A progress bar; yields a function that takes done, total and a note."
     passed = TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn()
-    columns = TextColumn(what), BarColumn(), TaskProgressColumn(), *passed, TextColumn('{task.fields[note]}')
+    percent = TaskProgressColumn('{task.percentage:>5.1f}%')
+    columns = TextColumn(what), BarColumn(), percent, *passed, TextColumn('{task.fields[note]}')
     with Progress(*columns, console=_console) as bar:
         task = bar.add_task('', note='')
 
@@ -170,6 +208,13 @@ def _phantom(folder: Path, counts: dict[str, int] | None) -> Manifest:
     with _progress('phantom') as show:
         return write_phantom(folder, counts, progress=show)
 
+# %% ../../nbs/use/cli.ipynb #2e1cec61
+def _check_device(device: str | None, scheduler: str | None) -> None:
+    from liverdis.study.run import check_device
+
+    if device and not scheduler:
+        check_device(device)
+
 # %% ../../nbs/use/cli.ipynb #a6ac6f24
 def _only(lesions: Manifest, classes: str) -> Manifest:
     "The lesions of some classes; `InputError` for a class that is not there, or one alone."
@@ -203,6 +248,7 @@ def reproduce(
     from liverdis.study import experiment
     from liverdis.study.run import PAPER_ARMS
 
+    _check_device(device, scheduler)
     s = settings.preset(preset.value, **{'seed': seed, **({'n_folds': folds} if folds else {}), **_changes(changes)})
     out, (names, file) = out or Path('runs') / preset.value, _chosen_arms(arms)
     how: dict[str, Any] = {'arms': [*PAPER_ARMS, *names], 'arms_file': file, 'scheduler': scheduler}
@@ -215,14 +261,38 @@ def reproduce(
         show(1, 1)
     _report(out, results)
 
+# %% ../../nbs/use/cli.ipynb #75364131
+_SYNTHETIC = 'trained on synthetic lesions: says nothing about a patient'
+
+
+def _fold_warnings(results: dict[str, Any]) -> list[str]:
+    "A line for each warning of a run, with its fold."
+    return [
+        f"warning, repeat {f['repeat'] + 1}, fold {f['fold']}: {text}"
+        for f in results['folds']
+        for text in f.get('warnings', [])
+    ]
+
+
+def _verdict(results: dict[str, Any]) -> list[str]:
+    "What a run shows, in words, and what it cannot."
+    from liverdis.study.report import comparisons
+
+    smoke = ['smoke preset: it shows that every step runs; its accuracies mean nothing']
+    said = smoke if results.get('preset') == 'smoke' else comparisons(results)
+    return said + ([_SYNTHETIC] if results.get('data') == 'phantom' else [])
+
 # %% ../../nbs/use/cli.ipynb #7536413e
 def _report(out: Path, results: dict[str, Any]) -> None:
-    "Write the report of a run; print Table 2 and where everything is."
+    "Write the report of a run; print Table 2, its verdict, and where everything is."
     from liverdis.study import report
 
     path, table = report.write_report(out), report.table2(results).T
-    shown = table if results['repeats'] == 1 else table[['mean']]
-    _say_table(shown, 'Table 2: accuracy in %, and what the codes hold')
+    if results.get('preset') == 'smoke':
+        table = table[~table.index.str.startswith("paper's")]
+    _say_table(table if results['repeats'] == 1 else table[['mean']], 'Table 2: accuracy in %, and what the codes hold')
+    for line in _first(_fold_warnings(results), f'{out}/results.json has all') + _verdict(results):
+        _say(line)
     _say(f"{path}: tables and figures beside the paper's")
     _say(f'{out}/predictions.csv: every prediction\n{out}/weights: every network')
 
@@ -242,6 +312,7 @@ def study(
 
     from liverdis.study import studies
 
+    _check_device(device, scheduler)
     plan = studies.load_study(name if name.endswith('.toml') else Path('studies') / f'{name}.toml')
     out, (names, file) = out or Path('runs') / Path(name).stem, _chosen_arms(arms)
     plan = replace(plan, arms=(*plan.arms, *names), repeats=repeats or plan.repeats)
@@ -447,15 +518,6 @@ def _idle_rules(result: 'Ingested') -> Iterator[str]:
         yield f'the line {line} of the labels file fits no structure; the first ones here are {names}'
 
 # %% ../../nbs/use/cli.ipynb #553fc476
-_MOST_LINES = 20  # of one kind
-
-
-def _first(lines: list[str], more: str) -> list[str]:
-    "The first lines, and how many there are besides."
-    rest = len(lines) - _MOST_LINES
-    return lines if rest <= 0 else [*lines[:_MOST_LINES], f'and {rest} more; {more}']
-
-
 def _left_out(result: 'Ingested') -> list[str]:
     "A line for each kind of reason why something was left out on purpose."
     asked = result.skipped.todo.str.contains('|', regex=False)
@@ -579,7 +641,7 @@ def predict(
     spread = answer.probabilities.agg(['mean', 'min', 'max']).T
     _say_table(spread, f'probability over {len(answer.probabilities)} {arm} classifiers')
     if Run(run).info.get('data') == 'phantom':
-        _say('trained on synthetic lesions: says nothing about a patient')
+        _say(_SYNTHETIC)
     if figure:
         p.draw(answer, Run(run).settings).savefig(figure, dpi=120)
 
