@@ -11,15 +11,19 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 
 from .. import __version__
 from .annotation.readers import given_labels, list_structures, read_structures
@@ -40,7 +44,6 @@ from liverdis.cohort.deidentify import (
     Pseudonymizer,
     file_code,
     identifying_words,
-    load_key,
     private_path,
     public_text,
     read_private,
@@ -51,10 +54,23 @@ from .duplicates import overlapping
 from .healthy import GAP_MM, place_healthy
 from .labels import LABELS, LabelError, LabelRules, Named
 from .manifest import Manifest, save_manifest
+from liverdis.cohort.ownership import (
+    RECORD,
+    check_apart,
+    check_own,
+    claim,
+    discard,
+    own_folders,
+    part_of,
+    place_manifest,
+    read_record,
+    sweep,
+)
 from .qc import write_qc
 from .roi import lesion_box, save_cached_rois
 from .scan import Annotation, PatientFiles, Problem, Series, scan_folder
-from ..core import CLASSES, InputError, brief, write_atomic
+from ..core import CLASSES, InputError, brief, csv_text, os_errors, write_atomic
+
 
 # %% ../../nbs/cohort/ingest.ipynb #91c9ea1a
 @dataclass(frozen=True)
@@ -72,6 +88,7 @@ class _Context:
         "The folder of the source, or the one that it is unpacked to."
         return self.source.folder
 
+
 # %% ../../nbs/cohort/ingest.ipynb #44d9b2ab
 def _patient_names(
     patient: PatientFiles,
@@ -84,8 +101,9 @@ def _patient_names(
     parts = {part for f in folders for part in Path(f).parts}
     return (pid, patient.key, *sorted(folders), *sorted(parts))
 
+
 # %% ../../nbs/cohort/ingest.ipynb #cd14b45d
-_LAYOUT = 2
+_LAYOUT = 3
 
 
 def _fingerprint(
@@ -97,6 +115,7 @@ def _fingerprint(
     files = [(os.path.relpath(path, context.src), s.st_size, s.st_mtime_ns) for path, s in stats]
     return context.ids.code(json.dumps([__version__, _LAYOUT, asdict(context.options), files]), 32)
 
+
 # %% ../../nbs/cohort/ingest.ipynb #35b6cf10
 def _known_words(
     patient: PatientFiles,
@@ -107,6 +126,7 @@ def _known_words(
     folders = {Path(os.path.relpath(path.parent, src)) for a in patient.annotations for path in a.paths}
     folders |= {Path(os.path.relpath(a.series.folder, src)) for a in patient.annotations}
     return identifying_words(' '.join(identifiers), folders)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #0e8651c8
 @dataclass(frozen=True, eq=False)
@@ -126,6 +146,7 @@ class _Patient:
         names, known = _patient_names(files, pid, src), _known_words(files, src)
         return cls(pid, files, names, known, _fingerprint(files, context))
 
+
 # %% ../../nbs/cohort/ingest.ipynb #40f2af0c
 @dataclass(frozen=True, eq=False)
 class _Lesion:
@@ -137,6 +158,7 @@ class _Lesion:
     mask: LesionMask
     path: Path  # of its file
     notes: tuple[str, ...]  # of the readers of its file
+
 
 # %% ../../nbs/cohort/ingest.ipynb #a8fac27d
 @dataclass(eq=False)
@@ -175,6 +197,7 @@ class _Labeller:
         rule = self.rules.deciding(structure, self.patient)
         return rule[0] if rule and not structure.in_full(rule[0]) else ''
 
+
 # %% ../../nbs/cohort/ingest.ipynb #6946db65
 @dataclass(eq=False)
 class _Reading:
@@ -201,6 +224,7 @@ class _Reading:
         slices = self.series.slices
         return [s.normal_position_mm for s in slices] if slices[0].position_mm else [0.0]
 
+
 # %% ../../nbs/cohort/ingest.ipynb #28c0638e
 def _voxel_ml(
     reading: _Reading,
@@ -213,6 +237,7 @@ def _voxel_ml(
         step = reading.series.slices[0].thickness_mm or float('nan')
     row, col = reading.spacing_mm
     return row * col * step / 1000
+
 
 # %% ../../nbs/cohort/ingest.ipynb #b060f4c6
 def _draw_unlabelled(
@@ -232,6 +257,7 @@ def _draw_unlabelled(
     picture.save(reading.to.folder / name, quality=85)
     return name, f'; the largest is {diameter_mm(mask, ct.spacing_mm):.0f} mm across, {ct.hu[mask].mean():.0f} HU'
 
+
 # %% ../../nbs/cohort/ingest.ipynb #b9b81dd4
 def _ask(
     reading: _Reading,
@@ -248,6 +274,7 @@ def _ask(
     reason = f"{len(unlabelled)} lesion(s) or organ(s) without a label{looks}"
     reading.to.skip(structure.key, path, reason, f"{structure.key},{words}", picture=picture)
 
+
 # %% ../../nbs/cohort/ingest.ipynb #ca12175e
 _LIVER_ML = 500  # half a liver; a ball of 10 cm
 
@@ -263,6 +290,7 @@ def _mistaken_for_lesion(
         return ''
     by = f'{lesion.label} by the pattern {pattern!r}'
     return f'is {volume:.0f} ml, as large as a liver, and {by}; write its name in full'
+
 
 # %% ../../nbs/cohort/ingest.ipynb #16af49c3
 def _add_lesions(
@@ -285,6 +313,7 @@ def _add_lesions(
     if unlabelled:
         _ask(reading, name, unlabelled, path)
 
+
 # %% ../../nbs/cohort/ingest.ipynb #280210f9
 def _unite(
     into: dict[int, np.ndarray],  # is changed
@@ -293,6 +322,7 @@ def _unite(
     "Add masks to others, slice by slice."
     for rank, mask in masks.items():
         into[rank] = into[rank] | mask if rank in into else mask
+
 
 # %% ../../nbs/cohort/ingest.ipynb #4426322d
 def _add_structure(
@@ -313,6 +343,7 @@ def _add_structure(
         if (label or given) != 'avoid':
             _add_lesions(reading, structure, given, annotation)
 
+
 # %% ../../nbs/cohort/ingest.ipynb #f044d78c
 _BATCH_BYTES = 2**30  # of masks in memory
 
@@ -326,6 +357,7 @@ def _batches(
     slices = annotation.series.slices
     n = max(1, _BATCH_BYTES // (len(slices) * int(np.prod(slices[0].shape))))
     return [wanted[i : i + n] for i in range(0, len(wanted), n)]
+
 
 # %% ../../nbs/cohort/ingest.ipynb #fe59f85a
 def _read_batch(
@@ -344,6 +376,7 @@ def _read_batch(
         of_file = given.get(s.key)
         _add_structure(reading, s, labels[s.key], of_file if of_file in LABELS else None, annotation)
 
+
 # %% ../../nbs/cohort/ingest.ipynb #600e146a
 def _read_annotation(
     reading: _Reading,
@@ -357,6 +390,7 @@ def _read_annotation(
         raise
     except InputError as e:
         reading.to.skip(f'{annotation.kind} annotation', annotation.paths[0], str(e), failed=True)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #b93200de
 def _lesion_id(
@@ -398,6 +432,7 @@ def _keep_distinct(
         reading.to.skip(_lesion_id(reading, lesions[i]), lesions[i].path, reason, failed=failed)
     reading.lesions = [lesion for i, lesion in enumerate(lesions) if i not in repeats]
 
+
 # %% ../../nbs/cohort/ingest.ipynb #8837891e
 def _read_patient(
     to: PatientFolder,
@@ -417,6 +452,7 @@ def _read_patient(
             _read_annotation(readings[-1], annotation)
         _keep_distinct(readings[-1])
     return readings
+
 
 # %% ../../nbs/cohort/ingest.ipynb #1df5e6de
 def _lesion_case(
@@ -438,6 +474,7 @@ def _lesion_case(
         notes=(*reading.series.notes, *lesion.notes),
     )
 
+
 # %% ../../nbs/cohort/ingest.ipynb #f6225b92
 def _lesion_cases(
     reading: _Reading,
@@ -455,12 +492,14 @@ def _lesion_cases(
                 cases.append(case)
     return cases
 
+
 # %% ../../nbs/cohort/ingest.ipynb #70312542
 def _rng(
     patient_key: str,  # what the source calls the patient
+    ids: Pseudonymizer,
 ) -> np.random.Generator:
-    "A random generator of the patient's own, whatever the key of the cohort."
-    return np.random.default_rng(list(hashlib.sha256(patient_key.encode()).digest()))
+    "A random generator of the patient's own, which nobody can repeat without the key of the cohort."
+    return np.random.default_rng(list(bytes.fromhex(ids.code(f'healthy squares of {patient_key}', 64))))
 
 
 def _digest(
@@ -468,6 +507,7 @@ def _digest(
 ) -> str:
     "A short hash of the sizes from which healthy squares were drawn."
     return hashlib.sha256(repr([round(s, 3) for s in sizes]).encode()).hexdigest()[:16]
+
 
 # %% ../../nbs/cohort/ingest.ipynb #e65de5f9
 def _skip_without_room(
@@ -485,6 +525,7 @@ def _skip_without_room(
         f'{GAP_MM} mm from every outline; a liver with more room takes them, if there is one'
     )
     reading.to.skip('healthy parenchyma', reading.series.slices[0].path, reason)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #4efd73d3
 def _square_case(
@@ -506,6 +547,7 @@ def _square_case(
         notes=reading.series.notes,
     )
 
+
 # %% ../../nbs/cohort/ingest.ipynb #2a84a530
 def _healthy_cases(
     reading: _Reading,
@@ -521,6 +563,7 @@ def _healthy_cases(
     _skip_without_room(reading, found.extra_left, len(extra))
     begin = sum(reading.counts.values()) + 1
     return [_square_case(reading, k, rank, at) for k, (rank, at) in enumerate(found.placed, begin)], found.left
+
 
 # %% ../../nbs/cohort/ingest.ipynb #4bd101ab
 def _write_healthy(
@@ -542,6 +585,7 @@ def _write_healthy(
     write_cases(to, livers[0].series, livers[0].number, cases)
     return left
 
+
 # %% ../../nbs/cohort/ingest.ipynb #f6d71343
 def _structure_names(
     annotation: Annotation,
@@ -551,6 +595,7 @@ def _structure_names(
         return [name for _, name in list_structures(annotation.paths, annotation.kind)]
     except InputError:
         return ['unreadable']  # reported when it is read
+
 
 # %% ../../nbs/cohort/ingest.ipynb #25ab045f
 def _may_have_lesions(
@@ -562,6 +607,7 @@ def _may_have_lesions(
     names = [name for a in patient.files.annotations for name in _structure_names(a)]
     return any(labeller.label(labeller.named(name)) not in ('liver', 'avoid', 'ignore') for name in names)
 
+
 # %% ../../nbs/cohort/ingest.ipynb #d00743a7
 @dataclass(frozen=True)
 class _Outcome:
@@ -570,6 +616,7 @@ class _Outcome:
     done: bool  # False if it must wait for the sizes of the cohort's lesions
     names: dict[str, str] = field(default_factory=dict)  # code of each structure to its name
     details: dict[str, str] = field(default_factory=dict)  # code of each shortened reason to the full one
+
 
 # %% ../../nbs/cohort/ingest.ipynb #5958de84
 def _fill_folder(
@@ -593,9 +640,10 @@ def _fill_folder(
         write_cases(to, r.series, r.number, cs)
     healthy = dict(sizes=_digest(sizes or []) if borrows else None, extra=list(extra), has_liver=bool(livers), left=[])
     if context.options.healthy:
-        healthy['left'] = _write_healthy(to, livers, own or sizes or [], extra, _rng(patient.files.key))
+        healthy['left'] = _write_healthy(to, livers, own or sizes or [], extra, _rng(patient.files.key, context.ids))
     save_patient(to, labeller.given, fingerprint=patient.fingerprint, diameters=own, healthy=healthy)
     return _Outcome(True, labeller.names, to.details)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #dd0e88b6
 def _ingest_patient(
@@ -607,13 +655,13 @@ def _ingest_patient(
     "Make the folder of one patient, whole or not at all."
     if context.options.healthy and sizes is None and not _may_have_lesions(context, patient):
         return _Outcome(False)
-    folder = context.out / 'cases' / f'.{patient.pid}.part'
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = part_of(context.out / 'cases' / patient.pid)
     folder.mkdir(parents=True)
     try:
         return _fill_folder(context, patient, folder, sizes, extra)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #8f70683d
 def _record(
@@ -621,8 +669,9 @@ def _record(
     pid: str,  # keyed id of the patient
 ) -> dict | None:
     "What the folder of a patient was made from; None if there is none."
-    path = out / 'cases' / pid / 'record.json'
-    return json.loads(path.read_text()) if path.exists() else None
+    folder = out / 'cases' / pid
+    return read_record(folder) if (folder / RECORD).exists() else None
+
 
 # %% ../../nbs/cohort/ingest.ipynb #af920b94
 def _asked(
@@ -649,6 +698,7 @@ def _is_current(
         return False
     asked = _asked(record, names)
     return len(asked) == len(record['labels']) and all(labels.of(n, patient.names) == x for n, x in asked.items())
+
 
 # %% ../../nbs/cohort/ingest.ipynb #629afce9
 @dataclass(eq=False)
@@ -704,6 +754,7 @@ def _work(
         tell(len(tasks) - k)
     return waiting
 
+
 # %% ../../nbs/cohort/ingest.ipynb #d485e9e5
 def _remove_outdated(
     out: Path,  # folder of the cohort
@@ -711,11 +762,12 @@ def _remove_outdated(
     stale: list[_Patient],
 ) -> None:
     "Remove the manifest if anything will change, and the folders of patients that the source no longer has."
-    gone = [f for f in out.glob('cases/*') if f.name not in patients]
+    gone = [folder for pid, folder in own_folders(out).items() if pid not in patients]
     if stale or gone:
         (out / 'manifest.csv').unlink(missing_ok=True)
     for folder in gone:
-        shutil.rmtree(folder)
+        discard(folder)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #53c45c36
 def _lesion_sizes(
@@ -725,6 +777,7 @@ def _lesion_sizes(
     "Diameters of all lesions of some patients, mm."
     records = [_record(out, pid) for pid in pids]
     return [d for r in records if r for d in r['diameters']]
+
 
 # %% ../../nbs/cohort/ingest.ipynb #ab9f8861
 def _hand_on(
@@ -736,6 +789,7 @@ def _hand_on(
     roomy = [pid for pid, r in records.items() if r['healthy']['has_liver'] and not r['healthy']['left']]
     takers = sorted(roomy, key=lambda pid: (records[pid]['healthy']['sizes'] is None, pid))
     return {pid: left[k : n * len(takers) : len(takers)] for k, pid in enumerate(takers)}
+
 
 # %% ../../nbs/cohort/ingest.ipynb #f04f222d
 def _renew(
@@ -761,6 +815,7 @@ def _renew(
     taking = _take_over(context, patients, sizes, private, jobs, tell)
     return len({p.pid for p in stale + resized + taking})
 
+
 # %% ../../nbs/cohort/ingest.ipynb #cd9a0d9f
 def _take_over(
     context: _Context,
@@ -783,6 +838,7 @@ def _take_over(
     _work(context, tasks, private, jobs, tell)
     return [task.patient for task in tasks]
 
+
 # %% ../../nbs/cohort/ingest.ipynb #4aaaa8d4
 def _sizes_of(
     cohort: str | Path,  # its folder
@@ -796,6 +852,7 @@ def _sizes_of(
             "give the folder of a cohort made by ingest"
         ) from e
     return measured.diameter_mm[measured.label != 'healthy'].tolist()
+
 
 # %% ../../nbs/cohort/ingest.ipynb #2501f9ac
 def _skipped_table(
@@ -812,6 +869,7 @@ def _skipped_table(
         rows.append(dict(zip(columns, ('', 'a file', code, reason, '', '', p.failed, ''))))
     return pd.DataFrame(rows, columns=columns)
 
+
 # %% ../../nbs/cohort/ingest.ipynb #d17cc85b
 def _write_manifest(
     context: _Context,
@@ -821,11 +879,14 @@ def _write_manifest(
     rows = [c['row'] for r in records for c in r['cases']]
     if not rows:
         return None
-    manifest = save_manifest(rows, context.out / 'manifest.csv')
+    new = save_manifest(rows, context.out / '.manifest.csv.new.part')
+    place_manifest(new.root / new.name)
+    manifest = replace(new, name='manifest.csv')
     files = [context.out / 'cases' / r['patient_id'] / 'rois.npy' for r in records if r['cases']]
     regions = (np.load(f, mmap_mode='r') for f in files)
     save_cached_rois(manifest, context.options.margin, context.options.size, regions)
     return manifest
+
 
 # %% ../../nbs/cohort/ingest.ipynb #f35c2347
 def _skipped_files(
@@ -840,6 +901,7 @@ def _skipped_files(
     paths = {path for p in patients for path in p.files.files} | {p.path for p in problems}
     coded = {file_code(path, context.src, context.ids): path for path in paths}
     return {code: context.source.shown(coded[code]) for code in sorted(codes) if code in coded}
+
 
 # %% ../../nbs/cohort/ingest.ipynb #85b2da71
 def _write_private(
@@ -859,6 +921,7 @@ def _write_private(
     rows += [dict(id=code, what='reason', source=reason) for code, reason in sorted(details.items())]
     rows += [dict(id=code, what='file', path=str(path)) for code, path in sources.items()]
     write_private(private_path(context.out), rows)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #b088a098
 @dataclass(frozen=True, eq=False)
@@ -895,6 +958,7 @@ class Ingested:
         columns = dict(name=names, patient=asked.patient_id, reason=asked.reason, picture=pictures)
         return pd.DataFrame(columns).reset_index(drop=True)
 
+
 # %% ../../nbs/cohort/ingest.ipynb #2188fc97
 def _unmatched(
     labels: LabelRules,
@@ -909,6 +973,7 @@ def _unmatched(
             for rule in [r for r in left if structure.meant_by(r, patients[record['patient_id']].names)]:
                 del left[rule]
     return tuple(left)
+
 
 # %% ../../nbs/cohort/ingest.ipynb #842f798a
 def _finish(
@@ -928,24 +993,54 @@ def _finish(
     measured = pd.DataFrame([c['measured'] for r in records for c in r['cases']])
     sources = _skipped_files(context, patients.values(), problems, set(skipped.source) - {''})
     _write_private(context, patients.values(), names, details, sources)
-    write_atomic(context.out / 'measurements.csv', measured.to_csv(index=False))
-    write_atomic(context.out / 'skipped.csv', skipped.to_csv(index=False))
+    write_atomic(context.out / 'measurements.csv', csv_text(measured))
+    write_atomic(context.out / 'skipped.csv', csv_text(skipped))
     manifest = _write_manifest(context, records)
     write_qc(context.out, measured, skipped)
     problems = [replace(p, path=context.source.shown(p.path)) for p in problems]
     unmatched = _unmatched(context.labels, patients, records, names)
     return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched)
 
-# %% ../../nbs/cohort/ingest.ipynb #2dde2093
-def _check_apart(
-    src: Path,
-    out: Path,
+
+# %% ../../nbs/cohort/ingest.ipynb #30561448
+def _end_with(
+    parent: int,  # process id
 ) -> None:
-    "`InputError` if the cohort lies inside its source."
-    if out.resolve().is_relative_to(src.resolve()):
+    "End this process as soon as its parent has ended."
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _workers(out: Path) -> Iterator[None]:
+    "Joblib's processes in this context end with this one; `InputError` if one of them is killed."
+    try:
+        with parallel_config('loky', initializer=_end_with, initargs=(os.getpid(),)):
+            yield
+    except BrokenProcessPool as e:
         raise InputError(
-            f"{out}: lies inside {src}; give an --out outside of the source, so that one is not taken for the other"
-        )
+            f"{out}: a worker process was killed, perhaps for lack of memory; run the same command with fewer --jobs: "
+            "patients that are done are kept"
+        ) from e
+
+
+# %% ../../nbs/cohort/ingest.ipynb #63976586
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    "The folder of a cohort to oneself; `InputError` if another process has it, or if the system refuses something."
+    with os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(out / '.lock', timeout=0):
+                yield
+        except Timeout:
+            raise InputError(f"{out}: another ingest is working there; wait for it, or choose another --out") from None
+
 
 # %% ../../nbs/cohort/ingest.ipynb #545064c4
 def ingest(
@@ -962,19 +1057,18 @@ def ingest(
     "Make or renew a cohort. Raises `InputError` if nothing can be done; single failures are in the result."
     src, out, options = Path(src), Path(out), options or IngestOptions()
     check_slices(options.slices)
-    _check_apart(src, out)
+    check_apart(src, out)
+    check_own(out)
     matched = _sizes_of(match) if match else []
     say = progress or (lambda done, total, what: None)
-    with source_folder(src) as source:
+    with source_folder(src) as source, _workers(out):
         found, problems = scan_folder(source.folder, kind, jobs, lambda done, total: say(done, total, 'headers'))
-        out.mkdir(parents=True, exist_ok=True)
-        ids = load_key(key or out.with_name(f'{out.name}.key'))
-        context = _Context(source, out, labels or LabelRules(), ids, options)
-        patients = {p.pid: p for p in (_Patient.of(files, context) for files in found)}
-        private = _Private.of(out)
-        try:
-            with FileLock(out / '.lock', timeout=0):
-                redone = _renew(context, patients, matched, private, jobs, say)
-        except Timeout:
-            raise InputError(f"{out}: another ingest is working there; wait for it, or choose another --out") from None
-        return _finish(context, patients, problems, private, redone)
+        with _alone(out):
+            check_own(out)
+            sweep(out)
+            ids = claim(out, Path(key or out.with_name(f'{out.name}.key')))
+            context = _Context(source, out, labels or LabelRules(), ids, options)
+            patients = {p.pid: p for p in sorted((_Patient.of(f, context) for f in found), key=lambda p: p.pid)}
+            private = _Private.of(out)
+            redone = _renew(context, patients, matched, private, jobs, say)
+            return _finish(context, patients, problems, private, redone)

@@ -28,7 +28,7 @@ import shutil
 from glob import escape
 from pathlib import Path
 
-from .deidentify import Pseudonymizer, private_path
+from .deidentify import Pseudonymizer, load_key, private_path
 from ..core import InputError, brief, write_atomic
 
 
@@ -85,17 +85,21 @@ def _code_of(
     return ids.code('the key of this cohort', 32)
 
 
-# %% ../../nbs/cohort/ownership.ipynb #0ce8e030
+# %% ../../nbs/cohort/ownership.ipynb #d841a0b2
 def claim(
     out: Path,  # folder of the cohort, checked by `check_own`
-    ids: Pseudonymizer,
-) -> None:
+    key: Path,  # file with its key; made for a new cohort
+) -> Pseudonymizer:
     "Leave a note in a folder, unless it has one; `InputError` if that is of another key."
     note = _read_note(out)
+    if key.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{key}: lies in the cohort, and whoever gets the one gets the other; keep the key elsewhere")
+    ids = load_key(key, make=note is None)
     if note is None:
         _write_note(out, key=_code_of(ids), manifest='')
     elif note['key'] != _code_of(ids):
-        raise InputError(f"{out}: was made with another key; give that one as --key, or another --out")
+        raise InputError(f"{out}: was made with another key than {key}; give that one as --key, or another --out")
+    return ids
 
 
 # %% ../../nbs/cohort/ownership.ipynb #f2f37066
