@@ -71,7 +71,6 @@ from .roi import lesion_box, save_cached_rois
 from .scan import Annotation, PatientFiles, Problem, Series, scan_folder
 from ..core import CLASSES, InputError, brief, csv_text, os_errors, write_atomic
 
-
 # %% ../../nbs/cohort/ingest.ipynb #91c9ea1a
 @dataclass(frozen=True)
 class _Context:
@@ -88,7 +87,6 @@ class _Context:
         "The folder of the source, or the one that it is unpacked to."
         return self.source.folder
 
-
 # %% ../../nbs/cohort/ingest.ipynb #44d9b2ab
 def _patient_names(
     patient: PatientFiles,
@@ -100,7 +98,6 @@ def _patient_names(
     folders = {os.path.relpath(f, src) for f in found}
     parts = {part for f in folders for part in Path(f).parts}
     return (pid, patient.key, *sorted(folders), *sorted(parts))
-
 
 # %% ../../nbs/cohort/ingest.ipynb #cd14b45d
 _LAYOUT = 3
@@ -115,7 +112,6 @@ def _fingerprint(
     files = [(os.path.relpath(path, context.src), s.st_size, s.st_mtime_ns) for path, s in stats]
     return context.ids.code(json.dumps([__version__, _LAYOUT, asdict(context.options), files]), 32)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #35b6cf10
 def _known_words(
     patient: PatientFiles,
@@ -126,7 +122,6 @@ def _known_words(
     folders = {Path(os.path.relpath(path.parent, src)) for a in patient.annotations for path in a.paths}
     folders |= {Path(os.path.relpath(a.series.folder, src)) for a in patient.annotations}
     return identifying_words(' '.join(identifiers), folders)
-
 
 # %% ../../nbs/cohort/ingest.ipynb #0e8651c8
 @dataclass(frozen=True, eq=False)
@@ -146,7 +141,6 @@ class _Patient:
         names, known = _patient_names(files, pid, src), _known_words(files, src)
         return cls(pid, files, names, known, _fingerprint(files, context))
 
-
 # %% ../../nbs/cohort/ingest.ipynb #40f2af0c
 @dataclass(frozen=True, eq=False)
 class _Lesion:
@@ -158,7 +152,6 @@ class _Lesion:
     mask: LesionMask
     path: Path  # of its file
     notes: tuple[str, ...]  # of the readers of its file
-
 
 # %% ../../nbs/cohort/ingest.ipynb #a8fac27d
 @dataclass(eq=False)
@@ -197,7 +190,6 @@ class _Labeller:
         rule = self.rules.deciding(structure, self.patient)
         return rule[0] if rule and not structure.in_full(rule[0]) else ''
 
-
 # %% ../../nbs/cohort/ingest.ipynb #6946db65
 @dataclass(eq=False)
 class _Reading:
@@ -224,7 +216,6 @@ class _Reading:
         slices = self.series.slices
         return [s.normal_position_mm for s in slices] if slices[0].position_mm else [0.0]
 
-
 # %% ../../nbs/cohort/ingest.ipynb #28c0638e
 def _voxel_ml(
     reading: _Reading,
@@ -237,7 +228,6 @@ def _voxel_ml(
         step = reading.series.slices[0].thickness_mm or float('nan')
     row, col = reading.spacing_mm
     return row * col * step / 1000
-
 
 # %% ../../nbs/cohort/ingest.ipynb #b060f4c6
 def _draw_unlabelled(
@@ -257,7 +247,6 @@ def _draw_unlabelled(
     picture.save(reading.to.folder / name, quality=85)
     return name, f'; the largest is {diameter_mm(mask, ct.spacing_mm):.0f} mm across, {ct.hu[mask].mean():.0f} HU'
 
-
 # %% ../../nbs/cohort/ingest.ipynb #b9b81dd4
 def _ask(
     reading: _Reading,
@@ -274,7 +263,6 @@ def _ask(
     reason = f"{len(unlabelled)} lesion(s) or organ(s) without a label{looks}"
     reading.to.skip(structure.key, path, reason, f"{structure.key},{words}", picture=picture)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #ca12175e
 _LIVER_ML = 500  # half a liver; a ball of 10 cm
 
@@ -290,7 +278,6 @@ def _mistaken_for_lesion(
         return ''
     by = f'{lesion.label} by the pattern {pattern!r}'
     return f'is {volume:.0f} ml, as large as a liver, and {by}; write its name in full'
-
 
 # %% ../../nbs/cohort/ingest.ipynb #16af49c3
 def _add_lesions(
@@ -313,7 +300,6 @@ def _add_lesions(
     if unlabelled:
         _ask(reading, name, unlabelled, path)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #280210f9
 def _unite(
     into: dict[int, np.ndarray],  # is changed
@@ -322,7 +308,6 @@ def _unite(
     "Add masks to others, slice by slice."
     for rank, mask in masks.items():
         into[rank] = into[rank] | mask if rank in into else mask
-
 
 # %% ../../nbs/cohort/ingest.ipynb #4426322d
 def _add_structure(
@@ -343,7 +328,6 @@ def _add_structure(
         if (label or given) != 'avoid':
             _add_lesions(reading, structure, given, annotation)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #f044d78c
 _BATCH_BYTES = 2**30  # of masks in memory
 
@@ -357,7 +341,6 @@ def _batches(
     slices = annotation.series.slices
     n = max(1, _BATCH_BYTES // (len(slices) * int(np.prod(slices[0].shape))))
     return [wanted[i : i + n] for i in range(0, len(wanted), n)]
-
 
 # %% ../../nbs/cohort/ingest.ipynb #fe59f85a
 def _read_batch(
@@ -376,7 +359,6 @@ def _read_batch(
         of_file = given.get(s.key)
         _add_structure(reading, s, labels[s.key], of_file if of_file in LABELS else None, annotation)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #600e146a
 def _read_annotation(
     reading: _Reading,
@@ -390,7 +372,6 @@ def _read_annotation(
         raise
     except InputError as e:
         reading.to.skip(f'{annotation.kind} annotation', annotation.paths[0], str(e), failed=True)
-
 
 # %% ../../nbs/cohort/ingest.ipynb #b93200de
 def _lesion_id(
@@ -432,7 +413,6 @@ def _keep_distinct(
         reading.to.skip(_lesion_id(reading, lesions[i]), lesions[i].path, reason, failed=failed)
     reading.lesions = [lesion for i, lesion in enumerate(lesions) if i not in repeats]
 
-
 # %% ../../nbs/cohort/ingest.ipynb #8837891e
 def _read_patient(
     to: PatientFolder,
@@ -452,7 +432,6 @@ def _read_patient(
             _read_annotation(readings[-1], annotation)
         _keep_distinct(readings[-1])
     return readings
-
 
 # %% ../../nbs/cohort/ingest.ipynb #1df5e6de
 def _lesion_case(
@@ -474,7 +453,6 @@ def _lesion_case(
         notes=(*reading.series.notes, *lesion.notes),
     )
 
-
 # %% ../../nbs/cohort/ingest.ipynb #f6225b92
 def _lesion_cases(
     reading: _Reading,
@@ -492,7 +470,6 @@ def _lesion_cases(
                 cases.append(case)
     return cases
 
-
 # %% ../../nbs/cohort/ingest.ipynb #70312542
 def _rng(
     patient_key: str,  # what the source calls the patient
@@ -507,7 +484,6 @@ def _digest(
 ) -> str:
     "A short hash of the sizes from which healthy squares were drawn."
     return hashlib.sha256(repr([round(s, 3) for s in sizes]).encode()).hexdigest()[:16]
-
 
 # %% ../../nbs/cohort/ingest.ipynb #e65de5f9
 def _skip_without_room(
@@ -525,7 +501,6 @@ def _skip_without_room(
         f'{GAP_MM} mm from every outline; a liver with more room takes them, if there is one'
     )
     reading.to.skip('healthy parenchyma', reading.series.slices[0].path, reason)
-
 
 # %% ../../nbs/cohort/ingest.ipynb #4efd73d3
 def _square_case(
@@ -547,7 +522,6 @@ def _square_case(
         notes=reading.series.notes,
     )
 
-
 # %% ../../nbs/cohort/ingest.ipynb #2a84a530
 def _healthy_cases(
     reading: _Reading,
@@ -563,7 +537,6 @@ def _healthy_cases(
     _skip_without_room(reading, found.extra_left, len(extra))
     begin = sum(reading.counts.values()) + 1
     return [_square_case(reading, k, rank, at) for k, (rank, at) in enumerate(found.placed, begin)], found.left
-
 
 # %% ../../nbs/cohort/ingest.ipynb #4bd101ab
 def _write_healthy(
@@ -585,7 +558,6 @@ def _write_healthy(
     write_cases(to, livers[0].series, livers[0].number, cases)
     return left
 
-
 # %% ../../nbs/cohort/ingest.ipynb #f6d71343
 def _structure_names(
     annotation: Annotation,
@@ -595,7 +567,6 @@ def _structure_names(
         return [name for _, name in list_structures(annotation.paths, annotation.kind)]
     except InputError:
         return ['unreadable']  # reported when it is read
-
 
 # %% ../../nbs/cohort/ingest.ipynb #25ab045f
 def _may_have_lesions(
@@ -607,7 +578,6 @@ def _may_have_lesions(
     names = [name for a in patient.files.annotations for name in _structure_names(a)]
     return any(labeller.label(labeller.named(name)) not in ('liver', 'avoid', 'ignore') for name in names)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #d00743a7
 @dataclass(frozen=True)
 class _Outcome:
@@ -616,7 +586,6 @@ class _Outcome:
     done: bool  # False if it must wait for the sizes of the cohort's lesions
     names: dict[str, str] = field(default_factory=dict)  # code of each structure to its name
     details: dict[str, str] = field(default_factory=dict)  # code of each shortened reason to the full one
-
 
 # %% ../../nbs/cohort/ingest.ipynb #5958de84
 def _fill_folder(
@@ -644,7 +613,6 @@ def _fill_folder(
     save_patient(to, labeller.given, fingerprint=patient.fingerprint, diameters=own, healthy=healthy)
     return _Outcome(True, labeller.names, to.details)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #dd0e88b6
 def _ingest_patient(
     context: _Context,
@@ -662,7 +630,6 @@ def _ingest_patient(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #8f70683d
 def _record(
     out: Path,  # folder of the cohort
@@ -671,7 +638,6 @@ def _record(
     "What the folder of a patient was made from; None if there is none."
     folder = out / 'cases' / pid
     return read_record(folder) if (folder / RECORD).exists() else None
-
 
 # %% ../../nbs/cohort/ingest.ipynb #af920b94
 def _asked(
@@ -698,7 +664,6 @@ def _is_current(
         return False
     asked = _asked(record, names)
     return len(asked) == len(record['labels']) and all(labels.of(n, patient.names) == x for n, x in asked.items())
-
 
 # %% ../../nbs/cohort/ingest.ipynb #629afce9
 @dataclass(eq=False)
@@ -754,7 +719,6 @@ def _work(
         tell(len(tasks) - k)
     return waiting
 
-
 # %% ../../nbs/cohort/ingest.ipynb #d485e9e5
 def _remove_outdated(
     out: Path,  # folder of the cohort
@@ -768,7 +732,6 @@ def _remove_outdated(
     for folder in gone:
         discard(folder)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #53c45c36
 def _lesion_sizes(
     out: Path,  # folder of the cohort
@@ -777,7 +740,6 @@ def _lesion_sizes(
     "Diameters of all lesions of some patients, mm."
     records = [_record(out, pid) for pid in pids]
     return [d for r in records if r for d in r['diameters']]
-
 
 # %% ../../nbs/cohort/ingest.ipynb #ab9f8861
 def _hand_on(
@@ -789,7 +751,6 @@ def _hand_on(
     roomy = [pid for pid, r in records.items() if r['healthy']['has_liver'] and not r['healthy']['left']]
     takers = sorted(roomy, key=lambda pid: (records[pid]['healthy']['sizes'] is None, pid))
     return {pid: left[k : n * len(takers) : len(takers)] for k, pid in enumerate(takers)}
-
 
 # %% ../../nbs/cohort/ingest.ipynb #f04f222d
 def _renew(
@@ -815,7 +776,6 @@ def _renew(
     taking = _take_over(context, patients, sizes, private, jobs, tell)
     return len({p.pid for p in stale + resized + taking})
 
-
 # %% ../../nbs/cohort/ingest.ipynb #cd9a0d9f
 def _take_over(
     context: _Context,
@@ -838,7 +798,6 @@ def _take_over(
     _work(context, tasks, private, jobs, tell)
     return [task.patient for task in tasks]
 
-
 # %% ../../nbs/cohort/ingest.ipynb #4aaaa8d4
 def _sizes_of(
     cohort: str | Path,  # its folder
@@ -852,7 +811,6 @@ def _sizes_of(
             "give the folder of a cohort made by ingest"
         ) from e
     return measured.diameter_mm[measured.label != 'healthy'].tolist()
-
 
 # %% ../../nbs/cohort/ingest.ipynb #2501f9ac
 def _skipped_table(
@@ -868,7 +826,6 @@ def _skipped_table(
         code, reason = file_code(p.path, context.src, context.ids), public_text(p.reason, p.path, known)
         rows.append(dict(zip(columns, ('', 'a file', code, reason, '', '', p.failed, ''))))
     return pd.DataFrame(rows, columns=columns)
-
 
 # %% ../../nbs/cohort/ingest.ipynb #d17cc85b
 def _write_manifest(
@@ -887,7 +844,6 @@ def _write_manifest(
     save_cached_rois(manifest, context.options.margin, context.options.size, regions)
     return manifest
 
-
 # %% ../../nbs/cohort/ingest.ipynb #f35c2347
 def _skipped_files(
     context: _Context,
@@ -901,7 +857,6 @@ def _skipped_files(
     paths = {path for p in patients for path in p.files.files} | {p.path for p in problems}
     coded = {file_code(path, context.src, context.ids): path for path in paths}
     return {code: context.source.shown(coded[code]) for code in sorted(codes) if code in coded}
-
 
 # %% ../../nbs/cohort/ingest.ipynb #85b2da71
 def _write_private(
@@ -921,7 +876,6 @@ def _write_private(
     rows += [dict(id=code, what='reason', source=reason) for code, reason in sorted(details.items())]
     rows += [dict(id=code, what='file', path=str(path)) for code, path in sources.items()]
     write_private(private_path(context.out), rows)
-
 
 # %% ../../nbs/cohort/ingest.ipynb #b088a098
 @dataclass(frozen=True, eq=False)
@@ -958,7 +912,6 @@ class Ingested:
         columns = dict(name=names, patient=asked.patient_id, reason=asked.reason, picture=pictures)
         return pd.DataFrame(columns).reset_index(drop=True)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #2188fc97
 def _unmatched(
     labels: LabelRules,
@@ -973,7 +926,6 @@ def _unmatched(
             for rule in [r for r in left if structure.meant_by(r, patients[record['patient_id']].names)]:
                 del left[rule]
     return tuple(left)
-
 
 # %% ../../nbs/cohort/ingest.ipynb #842f798a
 def _finish(
@@ -1001,7 +953,6 @@ def _finish(
     unmatched = _unmatched(context.labels, patients, records, names)
     return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched)
 
-
 # %% ../../nbs/cohort/ingest.ipynb #30561448
 def _end_with(
     parent: int,  # process id
@@ -1028,7 +979,6 @@ def _workers(out: Path) -> Iterator[None]:
             "patients that are done are kept"
         ) from e
 
-
 # %% ../../nbs/cohort/ingest.ipynb #63976586
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
@@ -1040,7 +990,6 @@ def _alone(out: Path) -> Iterator[None]:
                 yield
         except Timeout:
             raise InputError(f"{out}: another ingest is working there; wait for it, or choose another --out") from None
-
 
 # %% ../../nbs/cohort/ingest.ipynb #545064c4
 def ingest(
