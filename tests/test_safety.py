@@ -25,9 +25,10 @@ import pytest
 import liverdis.cohort.ingest as module
 from liverdis.cohort.case_files import IngestOptions
 from liverdis.cohort.deidentify import load_key, read_private, write_private
-from liverdis.cohort.example import write_example
+from liverdis.cohort.example import write_example, write_mct_example
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules, load_labels, write_labels
+from liverdis.cohort.recipes import mct_ltdiag
 from liverdis.core import InputError, write_atomic
 
 TUMOUR = LabelRules((('livertumor', 'metastasis', '*'),))
@@ -147,9 +148,20 @@ def test_a_cohort_of_an_earlier_version(made, cohort):
     (cohort / 'cohort.json').unlink()
     before = contents(cohort)
     said = refusal(again, made, cohort)
-    assert 'earlier version' in said and f'--key {cohort}.key' in said and contents(cohort) == before
+    assert 'earlier version' in said and f'{cohort}.key unless' in said and contents(cohort) == before
     new = again(made, cohort.with_name('new'))
     assert {r.name for r in cohort.glob('cases/*')} == set(new.manifest.df.patient_id)
+
+
+def test_a_recipe_replaces_what_a_recipe_made(tmp_path):
+    "Once `liverdis recipe ... --out hosp` removed the folder hosp/source, whosever it was"
+    write_mct_example(tmp_path / 'MCT', ['HH', 'CRLM'])
+    (tmp_path / 'hosp/source').mkdir(parents=True)
+    (tmp_path / 'hosp/source/1.dcm').write_text('a scan')
+    assert 'is not empty' in refusal(mct_ltdiag, tmp_path / 'MCT', tmp_path / 'hosp')
+    assert (tmp_path / 'hosp/source/1.dcm').read_text() == 'a scan'
+    first, again = (contents(mct_ltdiag(tmp_path / 'MCT', tmp_path / 'new').source) for _ in '12')
+    assert first == again and first
 
 
 def test_another_key_would_remove_every_patient(made, cohort):

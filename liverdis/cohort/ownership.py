@@ -145,8 +145,8 @@ def _check_unclaimed(
     if any(out.glob(f'cases/*/{RECORD}')):
         key = out.with_name(f'{out.name}.key')
         raise InputError(
-            f"{out}: is a cohort of an earlier version, which stays as it is; give another --out, and --key {key}, "
-            "so that all patients keep their ids"
+            f"{out}: is a cohort of an earlier version, which stays as it is; give another --out, and the same --key "
+            f"({key} unless you chose one), so that all patients keep their ids"
         )
     held = [name for name in ('cases', *WRITTEN) if os.path.lexists(out / name)]
     if held:
