@@ -55,8 +55,9 @@ class InputError(ValueError):
 def brief(
     e: Exception,  # of another library, whose text may have many lines
 ) -> str:
-    "The first line of an exception's text, up to a dash."
-    return (str(e).strip().splitlines() or [type(e).__name__])[0].split(' - ')[0].rstrip(' :.')
+    "The first line of an exception's text, up to a dash; of what the system refuses, the reason alone."
+    text = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+    return (text.strip().splitlines() or [type(e).__name__])[0].split(' - ')[0].rstrip(' :.')
 
 # %% ../nbs/core.ipynb #b51d211e
 def show_refusal(
@@ -78,7 +79,7 @@ def show_refusal(
 
 # %% ../nbs/core.ipynb #2a601290
 def _refused(path: str | Path, e: OSError) -> InputError:
-    return InputError(f"{path}: {e.strerror or brief(e)}; put that right, and run the same command again")
+    return InputError(f"{path}: {brief(e)}; put that right, and run the same command again")
 
 
 @contextmanager

@@ -223,6 +223,7 @@ def survive(name: str, command: Command, home: Path, ref: Reference, rng: random
     orphans = len(left_over(out))
     on_disk = name in ("full disk", "read-only")  # compared while the disk was there
     said, differing = ("", []) if on_disk else (command.finish(out), ref.differing(out))
+    print(said, end="", flush=True)
     shutil.rmtree(out)
     return ok and not orphans and not said and not differing, orphans, differing
 

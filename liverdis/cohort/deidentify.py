@@ -133,8 +133,8 @@ def read_private(
     if not os.path.lexists(path):
         return dict(structure={}, reason={})
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)[PRIVATE_COLUMNS]
-    except (OSError, ValueError, KeyError) as e:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=PRIVATE_COLUMNS)
+    except (OSError, ValueError) as e:
         raise InputError(f"{path}: is not the private table of a cohort ({brief(e)}); keep it elsewhere") from e
     rows = {what: table[table.what == what] for what in ('structure', 'reason')}
     return {what: dict(zip(found.id, found.source.map(plain_text))) for what, found in rows.items()}
