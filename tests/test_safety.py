@@ -23,6 +23,7 @@ import pydicom
 import pytest
 
 import liverdis.cohort.ingest as module
+from liverdis.cohort import scan
 from liverdis.cohort.case_files import IngestOptions
 from liverdis.cohort.deidentify import load_key, read_private, write_private
 from liverdis.cohort.example import write_example, write_mct_example
@@ -381,8 +382,28 @@ def test_workers_end_with_a_killed_parent(made, tmp_path):
     assert not list(tmp_path.rglob('.*.part'))
 
 
+def test_a_patient_that_kills_its_process_costs_only_itself(made, tmp_path, monkeypatch):
+    "As when memory runs out, or a library aborts"
+    make = module._ingest_patient
+
+    def dies(context, patient, *args):
+        if 'b' in patient.names:
+            (context.out / f'cases/.{patient.pid}.1.part').mkdir(parents=True, exist_ok=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(context, patient, *args)
+
+    monkeypatch.setattr(module, '_ingest_patient', dies)
+    done = again(made, tmp_path / 'out', jobs=2)
+    (problem,) = [p for p in done.problems if p.failed]
+    assert problem.path.is_relative_to(made / 'src/b') and 'was killed' in problem.reason and done.redone == 1
+    assert set(done.manifest.df.label) == {'metastasis', 'healthy'} and not list(tmp_path.rglob('.*.part'))
+    monkeypatch.undo()
+    assert again(made, tmp_path / 'out').redone == 1 and contents(tmp_path / 'out') == contents(made / 'out')
+
+
 def test_a_killed_worker_is_one_line(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, '_ingest_patient', lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+    "While headers are read"
+    monkeypatch.setattr(scan, 'index_files', lambda *args: os.kill(os.getpid(), signal.SIGKILL))
     assert 'fewer --jobs' in refusal(again, made, tmp_path / 'out', jobs=2)
 
 

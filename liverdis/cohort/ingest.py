@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -701,23 +702,53 @@ class _Task:
     sizes: list[float] | None = None  # of the cohort's lesions, mm; None if not known yet
     extra: Sequence[float] = ()  # of squares that other livers had no room for, mm
 
-
-def _work(
-    context: _Context,
-    tasks: list[_Task],
-    private: _Private,
+# %% ../../nbs/cohort/ingest.ipynb #d2063c84
+def _in_turn(
+    calls: list,  # from `delayed`
     jobs: int,  # processes
-    tell: Callable[[int], None],  # called with the number of patients still to do
-) -> list[_Patient]:  # those that must wait for the sizes of lesions
-    "Make the folders of patients."
-    waiting = []
-    calls = (delayed(_ingest_patient)(context, t.patient, t.sizes, t.extra) for t in tasks)
-    for k, (outcome, task) in enumerate(zip(Parallel(jobs, return_as='generator', batch_size=1)(calls), tasks), 1):
-        private.learn(outcome)
-        if not outcome.done:
-            waiting.append(task.patient)
-        tell(len(tasks) - k)
-    return waiting
+) -> Iterator[Any]:
+    "The results of calls in their order, None for one that ends its process."
+    done = 0
+    try:
+        for result in Parallel(jobs, return_as='generator', batch_size=1, pre_dispatch=2 * jobs)(calls):
+            done += 1
+            yield result
+    except BrokenProcessPool:
+        if jobs == 2 and len(calls) == 1:
+            yield None
+            return
+        alone, rest = calls[done : done + 2 * jobs], calls[done + 2 * jobs :]
+        for call in alone:
+            yield from _in_turn([call], 2)
+        yield from _in_turn(rest, jobs)
+
+
+@dataclass(eq=False)
+class _Crew:
+    "Makes the folders of patients, in any number of processes."
+
+    context: _Context
+    private: _Private
+    jobs: int  # processes
+    tell: Callable[[int], None]  # called with the number of patients still to do
+    lost: list[_Patient] = field(default_factory=list)  # that ended the process that worked on them
+
+    def make(
+        self,
+        tasks: list[_Task],
+    ) -> list[_Patient]:  # those that must wait for the sizes of lesions
+        "Make the folders of patients."
+        waiting = []
+        calls = [delayed(_ingest_patient)(self.context, t.patient, t.sizes, t.extra) for t in tasks]
+        for k, (outcome, task) in enumerate(zip(_in_turn(calls, self.jobs), tasks), 1):
+            if outcome is None:
+                self.lost.append(task.patient)
+                discard(self.context.out / 'cases' / task.patient.pid)
+            else:
+                self.private.learn(outcome)
+                waiting += [] if outcome.done else [task.patient]
+            self.tell(len(tasks) - k)
+        return waiting
 
 # %% ../../nbs/cohort/ingest.ipynb #d485e9e5
 def _remove_outdated(
@@ -754,38 +785,33 @@ def _hand_on(
 
 # %% ../../nbs/cohort/ingest.ipynb #f04f222d
 def _renew(
-    context: _Context,
+    crew: _Crew,
     patients: dict[str, _Patient],  # by keyed id
     matched: list[float],  # diameters of the lesions of another cohort, mm
-    private: _Private,
-    jobs: int,  # processes
-    say: Callable[[int, int, str], None],  # called with (done, total, what)
 ) -> int:  # patients worked on
     "Bring the folders of all patients up to date."
-    tell = lambda left: say(len(patients) - left, len(patients), 'patients')
+    context, names = crew.context, crew.private.names
     records = {pid: r for pid in patients if (r := _record(context.out, pid))}
-    current = {pid: r for pid, r in records.items() if _is_current(r, patients[pid], context.labels, private.names)}
+    current = {pid: r for pid, r in records.items() if _is_current(r, patients[pid], context.labels, names)}
     stale = [p for pid, p in patients.items() if pid not in current]
     _remove_outdated(context.out, patients, stale)
-    waiting = _work(context, [_Task(p) for p in stale], private, jobs, tell)
+    waiting = crew.make([_Task(p) for p in stale])
     sizes = sorted(matched + _lesion_sizes(context.out, set(patients) - {p.pid for p in waiting}))
     resized = [patients[pid] for pid, r in current.items() if r['healthy']['sizes'] not in (None, _digest(sizes))]
     if waiting or resized:
         (context.out / 'manifest.csv').unlink(missing_ok=True)
-    _work(context, [_Task(p, sizes) for p in waiting + resized], private, jobs, tell)
-    taking = _take_over(context, patients, sizes, private, jobs, tell)
-    return len({p.pid for p in stale + resized + taking})
+    crew.make([_Task(p, sizes) for p in waiting + resized])
+    taking = _take_over(crew, patients, sizes)
+    return len({p.pid for p in stale + resized + taking} - {p.pid for p in crew.lost})
 
 # %% ../../nbs/cohort/ingest.ipynb #cd9a0d9f
 def _take_over(
-    context: _Context,
+    crew: _Crew,
     patients: dict[str, _Patient],  # by keyed id
     sizes: list[float],  # of the cohort's lesions, mm
-    private: _Private,
-    jobs: int,  # processes
-    tell: Callable[[int], None],  # called with the number of patients still to do
 ) -> list[_Patient]:  # worked on
     "Make the folders again whose livers take squares of others, or no longer do."
+    context = crew.context
     records = {pid: r for pid in patients if (r := _record(context.out, pid))}
     extra = _hand_on(records, context.options.healthy)
     tasks = [
@@ -795,7 +821,7 @@ def _take_over(
     ]
     if tasks:
         (context.out / 'manifest.csv').unlink(missing_ok=True)
-    _work(context, tasks, private, jobs, tell)
+    crew.make(tasks)
     return [task.patient for task in tasks]
 
 # %% ../../nbs/cohort/ingest.ipynb #4aaaa8d4
@@ -912,6 +938,16 @@ class Ingested:
         columns = dict(name=names, patient=asked.patient_id, reason=asked.reason, picture=pictures)
         return pd.DataFrame(columns).reset_index(drop=True)
 
+# %% ../../nbs/cohort/ingest.ipynb #7052bf34
+def _lost(
+    crew: _Crew,
+) -> list[Problem]:
+    "A problem for each patient that ended the process that worked on it."
+    if crew.lost:
+        sweep(crew.context.out)
+    reason = 'the process that read this patient was killed: a damaged file, or too little memory; try it alone'
+    return [Problem(p.files.annotations[0].paths[0].parent, reason, failed=True) for p in crew.lost]
+
 # %% ../../nbs/cohort/ingest.ipynb #2188fc97
 def _unmatched(
     labels: LabelRules,
@@ -1018,6 +1054,7 @@ def ingest(
             ids = claim(out, Path(key or out.with_name(f'{out.name}.key')))
             context = _Context(source, out, labels or LabelRules(), ids, options)
             patients = {p.pid: p for p in sorted((_Patient.of(f, context) for f in found), key=lambda p: p.pid)}
-            private = _Private.of(out)
-            redone = _renew(context, patients, matched, private, jobs, say)
-            return _finish(context, patients, problems, private, redone)
+            tell = lambda left: say(len(patients) - left, len(patients), 'patients')
+            crew = _Crew(context, _Private.of(out), jobs, tell)
+            redone = _renew(crew, patients, matched)
+            return _finish(context, patients, problems + _lost(crew), crew.private, redone)
