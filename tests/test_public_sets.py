@@ -228,7 +228,9 @@ def test_stored_grain_of_real_ct_is_what_the_ct_gives(tmp_path):
     stored = stored[(stored.source == "real") & (stored.tissue == "parenchyma")]
     (tmp_path / "sizes").mkdir()
     pd.DataFrame({"label": ["cyst"], "diameter_mm": [20]}).to_csv(tmp_path / "sizes/measurements.csv")
-    made = ingest(REALDATA / "chaos03", tmp_path / "c", options=IngestOptions(healthy=4), match=tmp_path / "sizes")
-    found = measure_cohort(made.manifest)
+    (tmp_path / "key").write_text("17" * 32)  # the key decides where the squares lie
+    (tmp_path / "key").chmod(0o600)
+    keyed, options = dict(key=tmp_path / "key", match=tmp_path / "sizes"), IngestOptions(healthy=16)
+    found = measure_cohort(ingest(REALDATA / "chaos03", tmp_path / "c", options=options, **keyed).manifest)
     means = stored.groupby("patient_id").noise_hu.mean()
-    assert (means - found.noise_hu.mean()).abs().min() < 0.15 * found.noise_hu.mean()
+    assert (means - found.noise_hu.mean()).abs().min() < 0.2 * found.noise_hu.mean()  # of about six squares each

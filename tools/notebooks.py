@@ -35,8 +35,8 @@ FOLDERS = LIBRARY | AROUND
 PREFERRED = """
     findings
     cohort/manifest cohort/folds cohort/ct cohort/annotation cohort/roi cohort/healthy cohort/scan cohort/labels
-    cohort/cases cohort/duplicates cohort/deidentify cohort/case_files cohort/qc cohort/ingest cohort/example
-    cohort/recipes cohort/joining cohort/sources cohort/phantom
+    cohort/cases cohort/duplicates cohort/deidentify cohort/ownership cohort/case_files cohort/qc cohort/ingest
+    cohort/example cohort/recipes cohort/joining cohort/sources cohort/phantom
     method/data method/models method/learner
     study/training study/run study/experiment study/evaluate study/codes
     use/explore use/predict use/cli

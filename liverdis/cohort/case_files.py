@@ -8,7 +8,6 @@ __all__ = ['IngestOptions', 'Case', 'diameter_mm', 'measure_case', 'case_picture
 # %% ../../nbs/cohort/case_files.ipynb #abb5a1b6
 import json
 import os
-import shutil
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +20,7 @@ from scipy import ndimage
 from .ct import CTSlice, read_hu, upright, window, write_slice
 from .deidentify import Pseudonymizer, file_code, identifying_words, public_text
 from .manifest import file_checksum
+from .ownership import RECORD, discard
 from .roi import Box, bounding_box, crop, lesion_box
 from .scan import Series
 from ..core import LIVER_WINDOW, InputError
@@ -261,8 +261,9 @@ def save_patient(
     "Write `rois.npy` and `record.json` and put the folder in its place."
     if to.rois:
         np.save(to.folder / 'rois.npy', np.stack(to.rois)[:, None])
-    record = dict(patient_id=to.pid, labels=labels, cases=to.cases, skipped=to.skipped, **about)
-    (to.folder / 'record.json').write_text(json.dumps(record, indent=1))
+    files = sorted(f.name for f in to.folder.iterdir())
+    record = dict(patient_id=to.pid, labels=labels, cases=to.cases, skipped=to.skipped, files=files, **about)
+    (to.folder / RECORD).write_text(json.dumps(record, indent=1))
     final = to.folder.with_name(to.pid)
-    shutil.rmtree(final, ignore_errors=True)
+    discard(final)
     os.replace(to.folder, final)

@@ -8,6 +8,7 @@ __all__ = ['PRIVATE_COLUMNS', 'Pseudonymizer', 'load_key', 'structure_code', 'fi
 
 # %% ../../nbs/cohort/deidentify.ipynb #d764fc13
 import ast
+import errno
 import hashlib
 import hmac
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import InputError, brief
+from ..core import InputError, brief, csv_text, os_errors, plain_text, write_atomic
 
 # %% ../../nbs/cohort/deidentify.ipynb #3f689e2f
 @dataclass(frozen=True)
@@ -45,14 +46,33 @@ class Pseudonymizer:
         "A DICOM UID for a UID, '' for none."
         return f"2.25.{int(self.code(text, 32), 16)}" if text else ''
 
+# %% ../../nbs/cohort/deidentify.ipynb #192d94ba
+_KEY_BYTES = 32
+
+
+def _make_key(
+    path: Path,
+) -> None:
+    "Put a new key at `path`, whole, unless there is one by then."
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    write_atomic(part, secrets.token_hex(_KEY_BYTES) + '\n', private=True)
+    with os_errors(path):
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            pass  # another run was quicker, and its key is taken
+        finally:
+            part.unlink()
+
 # %% ../../nbs/cohort/deidentify.ipynb #aa144da1
 def _check_key(
     path: Path,
     key: bytes,
 ) -> bytes:  # the same
     "Return a key; `InputError` if it is too short, or if others than its owner may read its file."
-    if len(key) < 16:
-        raise InputError(f"{path}: is a key of {8 * len(key)} bits, and 128 is the least; let ingest make one")
+    if len(key) < _KEY_BYTES:
+        bits = f'{8 * len(key)} bits, and {8 * _KEY_BYTES} is the least'
+        raise InputError(f"{path}: is a key of {bits}; give the key file that an earlier ingest made, or a new name")
     mode = path.stat().st_mode & 0o777
     if os.name == 'posix' and mode & 0o077:
         raise InputError(
@@ -63,16 +83,15 @@ def _check_key(
 
 # %% ../../nbs/cohort/deidentify.ipynb #8471b964
 def load_key(
-    path: str | Path,  # made if missing, readable by its owner only
+    path: str | Path,  # readable by its owner only
+    make: bool = True,  # if it is missing
 ) -> Pseudonymizer:
-    "The pseudonymizer of a key file; `InputError` if the file is something else, or open to others."
+    "The pseudonymizer of a key file; `InputError` if the file is missing, something else, or open to others."
     path = Path(path)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f:
-            f.write(secrets.token_hex(32) + '\n')
+    if make and not os.path.lexists(path):
+        _make_key(path)
     try:
-        key = bytes.fromhex(path.read_text().strip())
+        key = bytes.fromhex(path.read_text())
     except (OSError, ValueError) as e:
         raise InputError(
             f"{path}: is no key of liverdis ({brief(e)}); give the key file that an earlier ingest made"
@@ -110,28 +129,45 @@ def private_path(
 def read_private(
     path: Path,  # a private table; need not exist
 ) -> dict[str, dict[str, str]]:  # 'structure' and 'reason' to codes and what they stand for
-    "The structures and reasons of a private table; none if there is no table that can be read."
+    "The structures and reasons of a private table; `InputError` if the file is something else."
+    if not os.path.lexists(path):
+        return dict(structure={}, reason={})
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)[PRIVATE_COLUMNS]
-    except (OSError, ValueError, KeyError):
-        table = pd.DataFrame(columns=PRIVATE_COLUMNS)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=PRIVATE_COLUMNS)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: is not the private table of a cohort ({brief(e)}); keep it elsewhere") from e
     rows = {what: table[table.what == what] for what in ('structure', 'reason')}
-    return {what: dict(zip(found.id, found.source)) for what, found in rows.items()}
+    return {what: dict(zip(found.id, found.source.map(plain_text))) for what, found in rows.items()}
 
 # %% ../../nbs/cohort/deidentify.ipynb #1a571420
+def _append(
+    path: Path,
+    text: bytes,
+) -> None:
+    "Add to a file all of a text or nothing."
+    with open(path, 'ab', buffering=0) as f:
+        size = f.seek(0, os.SEEK_END)
+        try:
+            if f.write(text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            f.truncate(size)
+            raise
+
+
 def write_private(
     path: Path,  # a private table
     rows: Iterable[dict[str, str]],  # with keys of `PRIVATE_COLUMNS`
     add: bool = False,  # to the rows that are there
 ) -> None:
-    "Write rows into a table that only its owner may read."
+    "Write rows into a table that only its owner may read; `InputError` if that fails."
     add = add and path.exists()
-    target = path if add else path.with_name(f'.{path.name}.part')
-    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if add else os.O_TRUNC)
-    with open(os.open(target, flags, 0o600), 'w', encoding='utf-8', newline='') as f:
-        pd.DataFrame(rows, columns=PRIVATE_COLUMNS).to_csv(f, index=False, header=not add)
+    text = csv_text(pd.DataFrame(rows, columns=PRIVATE_COLUMNS), header=not add)
     if not add:
-        os.replace(target, path)
+        return write_atomic(path, text, private=True)
+    with os_errors(path):
+        path.chmod(0o600)
+        _append(path, text.encode())
 
 # %% ../../nbs/cohort/deidentify.ipynb #0d21856c
 _TOKEN = re.compile(r'[^\W_]+')

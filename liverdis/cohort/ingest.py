@@ -11,15 +11,20 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 
 from .. import __version__
 from .annotation.readers import given_labels, list_structures, read_structures
@@ -40,7 +45,6 @@ from liverdis.cohort.deidentify import (
     Pseudonymizer,
     file_code,
     identifying_words,
-    load_key,
     private_path,
     public_text,
     read_private,
@@ -51,10 +55,22 @@ from .duplicates import overlapping
 from .healthy import GAP_MM, place_healthy
 from .labels import LABELS, LabelError, LabelRules, Named
 from .manifest import Manifest, save_manifest
+from liverdis.cohort.ownership import (
+    RECORD,
+    check_apart,
+    check_own,
+    claim,
+    discard,
+    own_folders,
+    part_of,
+    place_manifest,
+    read_record,
+    sweep,
+)
 from .qc import write_qc
 from .roi import lesion_box, save_cached_rois
 from .scan import Annotation, PatientFiles, Problem, Series, scan_folder
-from ..core import CLASSES, InputError, brief, write_atomic
+from ..core import CLASSES, InputError, brief, csv_text, os_errors, write_atomic
 
 # %% ../../nbs/cohort/ingest.ipynb #91c9ea1a
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ def _patient_names(
     return (pid, patient.key, *sorted(folders), *sorted(parts))
 
 # %% ../../nbs/cohort/ingest.ipynb #cd14b45d
-_LAYOUT = 2
+_LAYOUT = 3
 
 
 def _fingerprint(
@@ -458,9 +474,10 @@ def _lesion_cases(
 # %% ../../nbs/cohort/ingest.ipynb #70312542
 def _rng(
     patient_key: str,  # what the source calls the patient
+    ids: Pseudonymizer,
 ) -> np.random.Generator:
-    "A random generator of the patient's own, whatever the key of the cohort."
-    return np.random.default_rng(list(hashlib.sha256(patient_key.encode()).digest()))
+    "A random generator of the patient's own, which nobody can repeat without the key of the cohort."
+    return np.random.default_rng(list(bytes.fromhex(ids.code(f'healthy squares of {patient_key}', 64))))
 
 
 def _digest(
@@ -593,7 +610,7 @@ def _fill_folder(
         write_cases(to, r.series, r.number, cs)
     healthy = dict(sizes=_digest(sizes or []) if borrows else None, extra=list(extra), has_liver=bool(livers), left=[])
     if context.options.healthy:
-        healthy['left'] = _write_healthy(to, livers, own or sizes or [], extra, _rng(patient.files.key))
+        healthy['left'] = _write_healthy(to, livers, own or sizes or [], extra, _rng(patient.files.key, context.ids))
     save_patient(to, labeller.given, fingerprint=patient.fingerprint, diameters=own, healthy=healthy)
     return _Outcome(True, labeller.names, to.details)
 
@@ -607,8 +624,7 @@ def _ingest_patient(
     "Make the folder of one patient, whole or not at all."
     if context.options.healthy and sizes is None and not _may_have_lesions(context, patient):
         return _Outcome(False)
-    folder = context.out / 'cases' / f'.{patient.pid}.part'
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = part_of(context.out / 'cases' / patient.pid)
     folder.mkdir(parents=True)
     try:
         return _fill_folder(context, patient, folder, sizes, extra)
@@ -621,8 +637,8 @@ def _record(
     pid: str,  # keyed id of the patient
 ) -> dict | None:
     "What the folder of a patient was made from; None if there is none."
-    path = out / 'cases' / pid / 'record.json'
-    return json.loads(path.read_text()) if path.exists() else None
+    folder = out / 'cases' / pid
+    return read_record(folder) if (folder / RECORD).exists() else None
 
 # %% ../../nbs/cohort/ingest.ipynb #af920b94
 def _asked(
@@ -686,23 +702,53 @@ class _Task:
     sizes: list[float] | None = None  # of the cohort's lesions, mm; None if not known yet
     extra: Sequence[float] = ()  # of squares that other livers had no room for, mm
 
-
-def _work(
-    context: _Context,
-    tasks: list[_Task],
-    private: _Private,
+# %% ../../nbs/cohort/ingest.ipynb #d2063c84
+def _in_turn(
+    calls: list,  # from `delayed`
     jobs: int,  # processes
-    tell: Callable[[int], None],  # called with the number of patients still to do
-) -> list[_Patient]:  # those that must wait for the sizes of lesions
-    "Make the folders of patients."
-    waiting = []
-    calls = (delayed(_ingest_patient)(context, t.patient, t.sizes, t.extra) for t in tasks)
-    for k, (outcome, task) in enumerate(zip(Parallel(jobs, return_as='generator', batch_size=1)(calls), tasks), 1):
-        private.learn(outcome)
-        if not outcome.done:
-            waiting.append(task.patient)
-        tell(len(tasks) - k)
-    return waiting
+) -> Iterator[Any]:
+    "The results of calls in their order, None for one that ends its process."
+    done = 0
+    try:
+        for result in Parallel(jobs, return_as='generator', batch_size=1, pre_dispatch=2 * jobs)(calls):
+            done += 1
+            yield result
+    except BrokenProcessPool:
+        if jobs == 2 and len(calls) == 1:
+            yield None
+            return
+        alone, rest = calls[done : done + 2 * jobs], calls[done + 2 * jobs :]
+        for call in alone:
+            yield from _in_turn([call], 2)
+        yield from _in_turn(rest, jobs)
+
+
+@dataclass(eq=False)
+class _Crew:
+    "Makes the folders of patients, in any number of processes."
+
+    context: _Context
+    private: _Private
+    jobs: int  # processes
+    tell: Callable[[int], None]  # called with the number of patients still to do
+    lost: list[_Patient] = field(default_factory=list)  # that ended the process that worked on them
+
+    def make(
+        self,
+        tasks: list[_Task],
+    ) -> list[_Patient]:  # those that must wait for the sizes of lesions
+        "Make the folders of patients."
+        waiting = []
+        calls = [delayed(_ingest_patient)(self.context, t.patient, t.sizes, t.extra) for t in tasks]
+        for k, (outcome, task) in enumerate(zip(_in_turn(calls, self.jobs), tasks), 1):
+            if outcome is None:
+                self.lost.append(task.patient)
+                discard(self.context.out / 'cases' / task.patient.pid)
+            else:
+                self.private.learn(outcome)
+                waiting += [] if outcome.done else [task.patient]
+            self.tell(len(tasks) - k)
+        return waiting
 
 # %% ../../nbs/cohort/ingest.ipynb #d485e9e5
 def _remove_outdated(
@@ -711,11 +757,11 @@ def _remove_outdated(
     stale: list[_Patient],
 ) -> None:
     "Remove the manifest if anything will change, and the folders of patients that the source no longer has."
-    gone = [f for f in out.glob('cases/*') if f.name not in patients]
+    gone = [folder for pid, folder in own_folders(out).items() if pid not in patients]
     if stale or gone:
         (out / 'manifest.csv').unlink(missing_ok=True)
     for folder in gone:
-        shutil.rmtree(folder)
+        discard(folder)
 
 # %% ../../nbs/cohort/ingest.ipynb #53c45c36
 def _lesion_sizes(
@@ -739,38 +785,33 @@ def _hand_on(
 
 # %% ../../nbs/cohort/ingest.ipynb #f04f222d
 def _renew(
-    context: _Context,
+    crew: _Crew,
     patients: dict[str, _Patient],  # by keyed id
     matched: list[float],  # diameters of the lesions of another cohort, mm
-    private: _Private,
-    jobs: int,  # processes
-    say: Callable[[int, int, str], None],  # called with (done, total, what)
 ) -> int:  # patients worked on
     "Bring the folders of all patients up to date."
-    tell = lambda left: say(len(patients) - left, len(patients), 'patients')
+    context, names = crew.context, crew.private.names
     records = {pid: r for pid in patients if (r := _record(context.out, pid))}
-    current = {pid: r for pid, r in records.items() if _is_current(r, patients[pid], context.labels, private.names)}
+    current = {pid: r for pid, r in records.items() if _is_current(r, patients[pid], context.labels, names)}
     stale = [p for pid, p in patients.items() if pid not in current]
     _remove_outdated(context.out, patients, stale)
-    waiting = _work(context, [_Task(p) for p in stale], private, jobs, tell)
+    waiting = crew.make([_Task(p) for p in stale])
     sizes = sorted(matched + _lesion_sizes(context.out, set(patients) - {p.pid for p in waiting}))
     resized = [patients[pid] for pid, r in current.items() if r['healthy']['sizes'] not in (None, _digest(sizes))]
     if waiting or resized:
         (context.out / 'manifest.csv').unlink(missing_ok=True)
-    _work(context, [_Task(p, sizes) for p in waiting + resized], private, jobs, tell)
-    taking = _take_over(context, patients, sizes, private, jobs, tell)
-    return len({p.pid for p in stale + resized + taking})
+    crew.make([_Task(p, sizes) for p in waiting + resized])
+    taking = _take_over(crew, patients, sizes)
+    return len({p.pid for p in stale + resized + taking} - {p.pid for p in crew.lost})
 
 # %% ../../nbs/cohort/ingest.ipynb #cd9a0d9f
 def _take_over(
-    context: _Context,
+    crew: _Crew,
     patients: dict[str, _Patient],  # by keyed id
     sizes: list[float],  # of the cohort's lesions, mm
-    private: _Private,
-    jobs: int,  # processes
-    tell: Callable[[int], None],  # called with the number of patients still to do
 ) -> list[_Patient]:  # worked on
     "Make the folders again whose livers take squares of others, or no longer do."
+    context = crew.context
     records = {pid: r for pid in patients if (r := _record(context.out, pid))}
     extra = _hand_on(records, context.options.healthy)
     tasks = [
@@ -780,7 +821,7 @@ def _take_over(
     ]
     if tasks:
         (context.out / 'manifest.csv').unlink(missing_ok=True)
-    _work(context, tasks, private, jobs, tell)
+    crew.make(tasks)
     return [task.patient for task in tasks]
 
 # %% ../../nbs/cohort/ingest.ipynb #4aaaa8d4
@@ -821,7 +862,9 @@ def _write_manifest(
     rows = [c['row'] for r in records for c in r['cases']]
     if not rows:
         return None
-    manifest = save_manifest(rows, context.out / 'manifest.csv')
+    new = save_manifest(rows, context.out / '.manifest.csv.new.part')
+    place_manifest(new.root / new.name)
+    manifest = replace(new, name='manifest.csv')
     files = [context.out / 'cases' / r['patient_id'] / 'rois.npy' for r in records if r['cases']]
     regions = (np.load(f, mmap_mode='r') for f in files)
     save_cached_rois(manifest, context.options.margin, context.options.size, regions)
@@ -895,6 +938,16 @@ class Ingested:
         columns = dict(name=names, patient=asked.patient_id, reason=asked.reason, picture=pictures)
         return pd.DataFrame(columns).reset_index(drop=True)
 
+# %% ../../nbs/cohort/ingest.ipynb #7052bf34
+def _lost(
+    crew: _Crew,
+) -> list[Problem]:
+    "A problem for each patient that ended the process that worked on it."
+    if crew.lost:
+        sweep(crew.context.out)
+    reason = 'the process that read this patient was killed: a damaged file, or too little memory; try it alone'
+    return [Problem(p.files.annotations[0].paths[0].parent, reason, failed=True) for p in crew.lost]
+
 # %% ../../nbs/cohort/ingest.ipynb #2188fc97
 def _unmatched(
     labels: LabelRules,
@@ -928,24 +981,51 @@ def _finish(
     measured = pd.DataFrame([c['measured'] for r in records for c in r['cases']])
     sources = _skipped_files(context, patients.values(), problems, set(skipped.source) - {''})
     _write_private(context, patients.values(), names, details, sources)
-    write_atomic(context.out / 'measurements.csv', measured.to_csv(index=False))
-    write_atomic(context.out / 'skipped.csv', skipped.to_csv(index=False))
+    write_atomic(context.out / 'measurements.csv', csv_text(measured))
+    write_atomic(context.out / 'skipped.csv', csv_text(skipped))
     manifest = _write_manifest(context, records)
     write_qc(context.out, measured, skipped)
     problems = [replace(p, path=context.source.shown(p.path)) for p in problems]
     unmatched = _unmatched(context.labels, patients, records, names)
     return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched)
 
-# %% ../../nbs/cohort/ingest.ipynb #2dde2093
-def _check_apart(
-    src: Path,
-    out: Path,
+# %% ../../nbs/cohort/ingest.ipynb #30561448
+def _end_with(
+    parent: int,  # process id
 ) -> None:
-    "`InputError` if the cohort lies inside its source."
-    if out.resolve().is_relative_to(src.resolve()):
+    "End this process as soon as its parent has ended."
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _workers(out: Path) -> Iterator[None]:
+    "Joblib's processes in this context end with this one; `InputError` if one of them is killed."
+    try:
+        with parallel_config('loky', initializer=_end_with, initargs=(os.getpid(),)):
+            yield
+    except BrokenProcessPool as e:
         raise InputError(
-            f"{out}: lies inside {src}; give an --out outside of the source, so that one is not taken for the other"
-        )
+            f"{out}: a worker process was killed, perhaps for lack of memory; run the same command with fewer --jobs: "
+            "patients that are done are kept"
+        ) from e
+
+# %% ../../nbs/cohort/ingest.ipynb #63976586
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    "The folder of a cohort to oneself; `InputError` if another process has it, or if the system refuses something."
+    with os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(out / '.lock', timeout=0):
+                yield
+        except Timeout:
+            raise InputError(f"{out}: another ingest is working there; wait for it, or choose another --out") from None
 
 # %% ../../nbs/cohort/ingest.ipynb #545064c4
 def ingest(
@@ -962,19 +1042,19 @@ def ingest(
     "Make or renew a cohort. Raises `InputError` if nothing can be done; single failures are in the result."
     src, out, options = Path(src), Path(out), options or IngestOptions()
     check_slices(options.slices)
-    _check_apart(src, out)
+    check_apart(src, out)
+    check_own(out)
     matched = _sizes_of(match) if match else []
     say = progress or (lambda done, total, what: None)
-    with source_folder(src) as source:
+    with source_folder(src) as source, _workers(out):
         found, problems = scan_folder(source.folder, kind, jobs, lambda done, total: say(done, total, 'headers'))
-        out.mkdir(parents=True, exist_ok=True)
-        ids = load_key(key or out.with_name(f'{out.name}.key'))
-        context = _Context(source, out, labels or LabelRules(), ids, options)
-        patients = {p.pid: p for p in (_Patient.of(files, context) for files in found)}
-        private = _Private.of(out)
-        try:
-            with FileLock(out / '.lock', timeout=0):
-                redone = _renew(context, patients, matched, private, jobs, say)
-        except Timeout:
-            raise InputError(f"{out}: another ingest is working there; wait for it, or choose another --out") from None
-        return _finish(context, patients, problems, private, redone)
+        with _alone(out):
+            check_own(out)
+            sweep(out)
+            ids = claim(out, Path(key or out.with_name(f'{out.name}.key')))
+            context = _Context(source, out, labels or LabelRules(), ids, options)
+            patients = {p.pid: p for p in sorted((_Patient.of(f, context) for f in found), key=lambda p: p.pid)}
+            tell = lambda left: say(len(patients) - left, len(patients), 'patients')
+            crew = _Crew(context, _Private.of(out), jobs, tell)
+            redone = _renew(crew, patients, matched)
+            return _finish(context, patients, problems + _lost(crew), crew.private, redone)

@@ -60,7 +60,7 @@ def _absolute(path):
 
 # %% ../../nbs/cohort/joining.ipynb #a2e6e020
 def _check_place(paths, out):
-    "`InputError` unless `out` is a new file in a folder above all the manifests at `paths`."
+    "`InputError` unless `out` is a new file, or an older joined one, in a folder above all the manifests at `paths`."
     if out in paths:
         raise InputError(f"{out}: is one of the manifests to join; give the joined one a name of its own")
     if not all(p.is_relative_to(out.parent) for p in paths):
@@ -69,6 +69,8 @@ def _check_place(paths, out):
             f"{out}: paths may not leave a manifest's folder, so the joined one lies above all it joins; "
             f"write it to {above / out.name}"
         )
+    if out.exists():
+        load_manifest(out)  # an older joined one is replaced, and anything else refused
 
 # %% ../../nbs/cohort/joining.ipynb #02d75396
 def _rows_seen_from(folder, path):

@@ -8,7 +8,6 @@ __all__ = ['LABELS', 'Named', 'csv_line', 'LabelError', 'LabelRules', 'load_labe
 # %% ../../nbs/cohort/labels.ipynb #1206d633
 import csv
 import io
-import os
 import re
 from dataclasses import dataclass
 from fnmatch import translate
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import CLASSES, InputError, brief, write_atomic
+from ..core import CLASSES, InputError, brief, csv_text, plain_text, write_atomic
 
 # %% ../../nbs/cohort/labels.ipynb #f8269b8d
 LABELS = (*CLASSES, 'liver', 'avoid', 'ignore')
@@ -159,7 +158,7 @@ def _read_table(
     df.columns = df.columns.str.strip().str.lower()
     if missing := [c for c in ('name', 'label') if c not in df]:
         raise InputError(f"{path}: has no column {' and '.join(missing)}; begin it with the line name,label")
-    return df.apply(lambda column: column.str.strip())
+    return df.apply(lambda column: column.str.strip().map(plain_text))
 
 # %% ../../nbs/cohort/labels.ipynb #b67fa281
 def load_labels(
@@ -188,8 +187,5 @@ def write_labels(
     new = lacking.astype(str).assign(label='')
     known = set(zip(old['name'], old['patient'])) if 'patient' in old else {(name, '') for name in old['name']}
     new = new[[pair not in known for pair in zip(new['name'], new['patient'])]]
-    existed = path.exists()
-    write_atomic(path, pd.concat([old, new]).fillna('').to_csv(index=False))
-    if not existed:
-        os.chmod(path, 0o600)
+    write_atomic(path, csv_text(pd.concat([old, new]).fillna('')), private=True)
     return len(new)

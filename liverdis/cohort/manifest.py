@@ -8,10 +8,11 @@ __all__ = ['MANIFEST_COLUMNS', 'Lesion', 'file_checksum', 'Manifest', 'load_mani
 # %% ../../nbs/cohort/manifest.ipynb #bc15d7b8
 import csv
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -33,11 +34,11 @@ from ..core import CLASSES, InputError, write_atomic
 # %% ../../nbs/cohort/manifest.ipynb #5a1e5828
 def _inside(path: str) -> str:
     "`path` when it is a relative POSIX path that stays in its folder."
-    if '\\' in path or PureWindowsPath(path).drive:
+    if '\\' in path or '\0' in path or re.match('[A-Za-z]:', path):
         raise ValueError("not a POSIX path")
-    if PurePosixPath(path).is_absolute():
+    if path.startswith('/'):
         raise ValueError("is absolute")
-    if '..' in PurePosixPath(path).parts:
+    if '..' in path.split('/'):
         raise ValueError("leaves the folder by '..'")
     return path
 
@@ -178,10 +179,15 @@ def _check_row(cells, row, first_rows):
 def _validate(rows, name):
     "Dictionaries to a data frame, or one `InputError` for all that is wrong with them."
     first_rows: dict[str, int] = {}
-    checked = [_check_row(cells, row, first_rows) for row, cells in enumerate(rows, 2)]
-    _refuse_any(name, [problem for _, problems in checked for problem in problems])
-    df = pd.DataFrame([lesion.model_dump() for lesion, _ in checked], columns=list(MANIFEST_COLUMNS))
-    return df.astype({'slice_thickness_mm': float})
+    columns: dict[str, list] = {column: [] for column in MANIFEST_COLUMNS}
+    problems = []
+    for row, cells in enumerate(rows, 2):
+        lesion, wrong = _check_row(cells, row, first_rows)
+        problems += wrong
+        for column, values in columns.items():
+            values.append(getattr(lesion, column, None))
+    _refuse_any(name, problems)
+    return pd.DataFrame(columns).astype({'slice_thickness_mm': float})
 
 # %% ../../nbs/cohort/manifest.ipynb #8f37403f
 def _read_csv(path):
@@ -207,7 +213,7 @@ def load_manifest(
         )
     if not rows:
         raise InputError(f"{path}: has a header and no lesions; add a row for each")
-    cells = [dict(zip_longest(header, row, fillvalue='')) for row in rows]
+    cells = (dict(zip_longest(header, row, fillvalue='')) for row in rows)
     return Manifest(_validate(cells, path.name), path.parent, path.name)
 
 # %% ../../nbs/cohort/manifest.ipynb #69adc905
@@ -218,7 +224,7 @@ def save_manifest(
     "Validate and write a lesion table, whole or not at all; the same rows give the same bytes."
     if isinstance(rows, pd.DataFrame):
         rows = rows.to_dict('records')
-    cells = [r.model_dump() if isinstance(r, Lesion) else r for r in rows]
+    cells = (r.model_dump() if isinstance(r, Lesion) else r for r in rows)
     write_atomic(path, _csv(_validate(cells, Path(path).name)))
     return load_manifest(path)
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -63,6 +62,8 @@ def distributions(
     measured: pd.DataFrame,  # measurements.csv
 ) -> Figure:
     "Size and density of all cases, by class."
+    import seaborn as sns
+
     classes = [c for c in CLASSES if c in set(measured.label)]
     fig = Figure(figsize=(9, 0.7 + 0.42 * len(classes)), layout='constrained')
     names = {'diameter_mm': 'diameter, mm', 'hu_mean': 'mean HU of the outline on its slice'}

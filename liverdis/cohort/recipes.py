@@ -40,12 +40,17 @@ def _link(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
+_NOTE = '.recipe'  # in a folder that a recipe has made
+
+
 def _new_folder(out: Path, folder: Path) -> Path:
-    "An empty `out/source`; `InputError` if `out` holds something else, or lies where the data do."
+    "An empty `out/source`; `InputError` if `out` is not empty and no recipe made it, or lies where the data do."
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise InputError(f"{out}: lies in the folder of the data; give a folder outside {folder}")
-    if out.exists() and any(p.name not in ('source', 'labels.csv') for p in out.iterdir()):
-        raise InputError(f"{out}: is not empty; give a new folder, or one that a recipe made")
+    held = {p.name for p in out.iterdir()} if out.exists() else set()
+    if held and (_NOTE not in held or held - {_NOTE, 'source', 'labels.csv'}):
+        raise InputError(f"{out}: is not empty; give a new folder, or one that a recipe made and nobody added to")
+    write_atomic(out / _NOTE, 'made by liverdis recipe, which replaces what lies here\n')
     shutil.rmtree(out / 'source', ignore_errors=True)
     (out / 'source').mkdir(parents=True)
     return out / 'source'

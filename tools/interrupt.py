@@ -1,0 +1,270 @@
+"""Stop a command at random moments, starve it and crowd it; then run it again and compare with a run left alone.
+
+    interrupt.py ingest                      30 times each attack
+    interrupt.py reproduce --times 5         the smoke preset
+    interrupt.py study --times 5 --seed 1    a study of two small arms
+
+Attacks: `kill` (SIGKILL to the parent alone), `stop` (Ctrl-C, to parent and workers as a terminal sends it),
+`full disk` (a small disk in memory; needs root), `read-only` (the same disk, mounted so) and `two at once`. An attack
+is survived if what it ends says at most one line, no process is left after two seconds, and the same command then
+gives, byte for byte, the files of a run that was left alone. Files in which two runs left alone differ (times of day)
+are not compared.
+One row an attack goes to nbs/results/attacks/interrupt.csv.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+RESULTS = Path(__file__).parents[1] / "nbs/results/attacks/interrupt.csv"
+COLUMNS = ["attack", "target", "n", "ok", "orphans", "differing_files"]
+MARK = "LIVERDIS_INTERRUPT"  # an environment variable by which a command's processes are known, whatever their parent
+LIVERDIS = Path(sys.executable).with_name("liverdis")
+
+
+# -- what is attacked --------------------------------------------------------------------------------------------------
+
+
+def ingest(home: Path) -> list[str]:
+    """Four made-up patients, one of whom has no lesion and takes sizes from the others."""
+    from liverdis.cohort.deidentify import load_key
+    from liverdis.cohort.example import write_example
+
+    for k in range(4):
+        balls = [(6, 62, 46, 9), (10, 92, 74, 7)] if k else []
+        write_example(home / f"source/p{k}", f"Name{k}", f"MRN-{k}", k, balls)
+    (home / "labels.csv").write_text("name,label\nlivertumor,metastasis\n")
+    load_key(home / "key")
+    return "ingest source --labels labels.csv --key key --healthy-per-patient 2 --jobs 2".split()
+
+
+def reproduce(home: Path) -> list[str]:
+    """The smoke preset, whose phantom is part of its folder."""
+    return "reproduce --preset smoke --jobs 2 --device cpu".split()
+
+
+def study(home: Path) -> list[str]:
+    """Two arms of the smoke preset as a study."""
+    (home / "small.toml").write_text('preset = "smoke"\narms = ["baseline", "mixture"]\nrepeats = 1\n')
+    return "study small.toml --jobs 2 --device cpu".split()
+
+
+TARGETS = dict(ingest=ingest, reproduce=reproduce, study=study)
+
+
+class Command:
+    """A command in a folder with its inputs, run into any output folder."""
+
+    def __init__(self, target: str, home: Path):
+        self.home, self.arguments = home, TARGETS[target](home)
+
+    def start(self, out: Path) -> subprocess.Popen:
+        """Begin to run it, in a session of its own."""
+        env = os.environ | {MARK: str(out), "COLUMNS": "200"}
+        pipe = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        args = [LIVERDIS, *self.arguments, "--out", out / "it"]
+        return subprocess.Popen(args, cwd=self.home, env=env, start_new_session=True, **pipe)
+
+    def finish(self, out: Path) -> str:
+        """Run it to its end; what it said on stderr if it failed."""
+        process = self.start(out)
+        said = process.communicate(timeout=600)[1]
+        return said if process.returncode else ""
+
+
+def left_over(out: Path) -> list[psutil.Process]:
+    """Processes of a command that are alive two seconds after its end; they are killed."""
+    time.sleep(2)
+    found = []
+    for p in psutil.process_iter():
+        try:
+            if p.environ().get(MARK) == str(out) and p.status() != psutil.STATUS_ZOMBIE:
+                found.append(p)
+                p.kill()
+        except psutil.Error:
+            pass
+    return found
+
+
+# -- what it leaves ----------------------------------------------------------------------------------------------------
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """All files below a folder but locks."""
+    found = (p for p in out.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != ".lock")
+    return {str(p.relative_to(out)): p.read_bytes() for p in found}
+
+
+class Reference:
+    """What a run that is left alone makes, how long it takes, and from when on it writes."""
+
+    def __init__(self, command: Command, home: Path):
+        self.begins, self.takes = self._timed(command, home / "alone")
+        command.finish(home / "again")
+        first, second = files_of(home / "alone"), files_of(home / "again")
+        unlike = {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
+        self.names, self.files, self.unlike = set(first), {n: b for n, b in first.items() if n not in unlike}, unlike
+        self.size = sum(map(len, first.values()))
+
+    def _timed(self, command: Command, out: Path) -> tuple[float, float]:
+        start, process, begins = time.monotonic(), command.start(out), None
+        while process.poll() is None:
+            if begins is None and (out / "it").exists():
+                begins = time.monotonic() - start
+            time.sleep(0.01)
+        assert process.returncode == 0, process.stderr.read()
+        return begins or 0.0, time.monotonic() - start
+
+    def differing(self, out: Path) -> list[str]:
+        """Names of files that another run has made otherwise, not made, or made beside them."""
+        found = files_of(out)
+        changed = [name for name, content in self.files.items() if found.get(name) != content]
+        return sorted(changed + [name for name in found if name not in self.names])
+
+
+# -- the attacks -------------------------------------------------------------------------------------------------------
+
+
+def one_line(said: str) -> bool:
+    """Whether a command said one line at most; what else it said is shown."""
+    lines = said.strip().splitlines()
+    if len(lines) > 1:
+        print(*lines[:3], "...", *lines[-3:], sep="\n  ", flush=True)
+    return len(lines) <= 1
+
+
+def kill(command: Command, out: Path, ref: Reference, rng: random.Random) -> bool:
+    """SIGKILL at a random moment, three times of four after the first file was written; the parent alone is killed."""
+    return _interrupted(command, out, ref, rng, lambda p: p.kill()) is not None
+
+
+def stop(command: Command, out: Path, ref: Reference, rng: random.Random) -> bool:
+    """Ctrl-C at a random moment, as a terminal sends it: to all processes of the command."""
+    said = _interrupted(command, out, ref, rng, lambda p: os.killpg(p.pid, signal.SIGINT))
+    return one_line(said)
+
+
+def _interrupted(command, out, ref, rng, end) -> str:
+    late, moment = rng.random() < 0.75, rng.uniform(0, ref.takes)
+    moment = rng.uniform(0, ref.takes - ref.begins) if late else moment
+    start, process = time.monotonic(), command.start(out)
+    while late and not (out / "it").exists() and time.monotonic() < start + 4 * ref.takes:
+        time.sleep(0.01)
+    try:
+        process.wait(moment)
+    except subprocess.TimeoutExpired:
+        end(process)
+    return process.communicate()[1]
+
+
+@contextmanager
+def small_disk(out: Path, size: int) -> Iterator[None]:
+    """A disk in memory at `out`."""
+    out.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", out], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", out], check=True)
+
+
+def full_disk(command: Command, out: Path, ref: Reference, rng: random.Random) -> bool:
+    """A disk on which a random share of the result has room; then it grows."""
+    with small_disk(out, max(4096, int(ref.size * rng.uniform(0.02, 0.95)))):
+        said = command.finish(out)
+        subprocess.run(["mount", "-o", f"remount,size={4 * ref.size + 2**24}", out], check=True)
+        return one_line(said) and said != "" and _again(command, out, ref)
+
+
+def read_only(command: Command, out: Path, ref: Reference, rng: random.Random) -> bool:
+    """A folder, empty or half done, on a disk that may not be written."""
+    with small_disk(out, 4 * ref.size + 2**24):
+        if rng.random() < 0.5:
+            kill(command, out, ref, rng)
+            left_over(out)
+        subprocess.run(["mount", "-o", "remount,ro", out], check=True)
+        said = command.finish(out)
+        subprocess.run(["mount", "-o", "remount,rw", out], check=True)
+        return one_line(said) and said != "" and _again(command, out, ref)
+
+
+def _again(command, out, ref) -> bool:
+    return command.finish(out) == "" and not ref.differing(out)
+
+
+def two_at_once(command: Command, out: Path, ref: Reference, rng: random.Random) -> bool:
+    """Two runs in one folder, the second up to two seconds later."""
+    first = command.start(out)
+    time.sleep(rng.uniform(0, 2))
+    second = command.start(out)
+    said = [p.communicate(timeout=600)[1] if p.wait() else "" for p in (first, second)]
+    return all(map(one_line, said)) and "" in said
+
+
+ATTACKS = {"kill": kill, "stop": stop, "full disk": full_disk, "read-only": read_only, "two at once": two_at_once}
+
+
+def survive(name: str, command: Command, home: Path, ref: Reference, rng: random.Random) -> tuple[bool, int, list[str]]:
+    """One attack: whether it went well, how many processes it left, and the files that then differed."""
+    out = home / "attacked"
+    ok = ATTACKS[name](command, out, ref, rng)
+    orphans = len(left_over(out))
+    on_disk = name in ("full disk", "read-only")  # compared while the disk was there
+    said, differing = ("", []) if on_disk else (command.finish(out), ref.differing(out))
+    print(said, end="", flush=True)
+    shutil.rmtree(out)
+    return ok and not orphans and not said and not differing, orphans, differing
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def record(rows: list[dict]) -> None:
+    """Replace the rows of the same attacks and targets in the table of results."""
+    old = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
+    table = pd.concat([old, pd.DataFrame(rows, columns=COLUMNS)])
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    table.drop_duplicates(["attack", "target"], keep="last").sort_values(["target", "attack"]).to_csv(
+        RESULTS, index=False
+    )
+
+
+def main() -> None:
+    """Run the attacks and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--times", type=int, default=30, help="each attack")
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    given = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="interrupt-"))
+    command = Command(given.target, home)
+    ref = Reference(command, home)
+    print(f"{given.target}: {ref.takes:.1f} s, writes after {ref.begins:.1f}; not compared: {ref.unlike or 'none'}")
+    for name in given.attacks:
+        rng, ok, orphans, differing = random.Random(f"{given.seed} {name}"), 0, 0, []
+        for k in range(given.times):
+            good, alive, unlike = survive(name, command, home, ref, rng)
+            ok, orphans, differing = ok + good, orphans + alive, differing + unlike
+            if not good:
+                print(f"{name} {k}: {alive} processes left, differing: {unlike}", flush=True)
+        row = dict(zip(COLUMNS, (name, given.target, given.times, ok, orphans, len(differing))))
+        print(row, flush=True)
+        record([row])
+    shutil.rmtree(home)
+
+
+if __name__ == "__main__":
+    main()
