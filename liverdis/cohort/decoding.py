@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import RLELossless
 
 import liverdis
@@ -27,7 +27,7 @@ from ..core import brief
 
 # %% ../../nbs/cohort/decoding.ipynb #5f3e6910
 def needs_decoder(
-    ds: FileDataset,
+    ds: Dataset,
 ) -> bool:
     "Whether pixels are compressed in a way that C or C++ decodes."
     syntax = ds.file_meta.get('TransferSyntaxUID')
