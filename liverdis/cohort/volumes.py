@@ -290,6 +290,8 @@ def _one_volume(image: Any, path: str | Path) -> Any:
         image = image.slicer[(..., *[0] * (image.ndim - 3))]
     if image.ndim != 3 and not (image.ndim == 4 and volume_segments(image)):
         raise InputError(f"{path}: has {image.ndim} dimensions; give a volume of 3")
+    if image.get_data_dtype().kind not in 'biuf':
+        raise InputError(f"{path}: its voxels are {image.get_data_dtype()}; save one number for each voxel")
     _require_place(image, path)
     return image
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from .contours import fill_polygons
 from .structures import SliceStack, Structure, select_structures
+from ..door import guarded, require_file
 from ...core import InputError, brief
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #7b652433
@@ -42,6 +43,7 @@ def _dialect(path: str | Path) -> dict:  # what `pandas.read_csv` wants to know
 
 
 def _read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
+    require_file(path)
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, **_dialect(path), **options)
     except OSError as e:
@@ -50,6 +52,7 @@ def _read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
         raise InputError(f"{path}: is not a CSV table ({brief(e)}); save it as comma-separated UTF-8 text") from e
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #09888fab
+@guarded
 def read_table(
     path: str | Path,  # CSV
 ) -> pd.DataFrame:  # all cells text
@@ -136,7 +139,7 @@ def _number_columns(df: pd.DataFrame, names: Sequence[str], path: str | Path) ->
             f"{path}: has no column {', '.join(missing)}; give pixels or millimetres, and the image or z_mm"
         )
     values = df[list(names)].apply(pd.to_numeric, errors='coerce').to_numpy(float)
-    wrong = np.argwhere(~np.isfinite(values))
+    wrong = np.argwhere(~(np.abs(values) < 1e6))  # true for NaN too
     if len(wrong):
         row, column = wrong[0]
         found = df[names[column]].iloc[row]
@@ -184,6 +187,7 @@ def _cached_table(path: Path, changed_ns: int) -> pd.DataFrame:
     return _from_corner_and_size(df, path) if is_size else df
 
 
+@guarded
 def lesion_table(
     path: str | Path,  # CSV
 ) -> pd.DataFrame:
@@ -192,6 +196,7 @@ def lesion_table(
     return _cached_table(path, path.stat().st_mtime_ns if path.exists() else 0).copy(deep=False)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #56db11be
+@guarded
 def list_table(
     paths: Sequence[str | Path],  # one CSV
 ) -> list[tuple[str, str]]:  # (key, name)
@@ -199,6 +204,7 @@ def list_table(
     return [(lesion, lesion) for lesion in dict.fromkeys(lesion_table(paths[0]).lesion)]
 
 
+@guarded
 def table_labels(
     paths: Sequence[str | Path],  # one CSV
 ) -> dict[str, str]:  # key -> label in small letters; nothing for a table without labels
@@ -323,6 +329,7 @@ def _box_mask(box: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray
     return mask
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e7671020
+@guarded
 def read_boxes(
     paths: Sequence[str | Path],  # one CSV
     stack: SliceStack,  # the series
@@ -338,6 +345,7 @@ def read_boxes(
     return [Structure(k, k, dict(sorted(on.items())), ('a box, no outline',)) for k, on in masks.items()]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #470b0084
+@guarded
 def read_polygons(
     paths: Sequence[str | Path],  # one CSV
     stack: SliceStack,  # the series
@@ -356,11 +364,11 @@ def read_polygons(
             short[lesion] += 1
         else:
             polygons[lesion][int(rank)].append(points[vertices])
-    return [_filled(lesion, polygons[lesion], short[lesion], stack) for lesion in rows.lesions]
+    return [_filled(lesion, polygons[lesion], short[lesion], stack, path) for lesion in rows.lesions]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e5fac222
-def _filled(lesion: str, polygons: dict[int, list], n_short: int, stack: SliceStack) -> Structure:
-    filled = {rank: fill_polygons(p, stack.slices[rank].shape) for rank, p in sorted(polygons.items())}
+def _filled(lesion: str, polygons: dict[int, list], n_short: int, stack: SliceStack, path: str | Path) -> Structure:
+    filled = {rank: fill_polygons(p, stack.slices[rank].shape, path) for rank, p in sorted(polygons.items())}
     masks = {rank: mask for rank, mask in filled.items() if mask.any()}
     notes = (f'{n_short} contours of fewer than three points left out',) if n_short else ()
     return Structure(lesion, lesion, masks, notes)
