@@ -171,10 +171,11 @@ def _require_units(flat: Dataset, path: Any) -> None:
 
 # %% ../../nbs/cohort/ct.ipynb #8fb07dbe
 def _require_whole(ds: Dataset, path: Any) -> None:
-    "`InputError` for uncompressed pixels that are cut short"
+    "`InputError` for uncompressed pixels that are fewer than the header says, or more by a row or a column"
     needed, found, syntax = require_layout(ds, path), len(ds.PixelData), ds.file_meta.get('TransferSyntaxUID')
-    if found < needed and not (syntax and syntax.is_encapsulated):
-        raise InputError(f"{path}: pixels cannot be read ({found} bytes of {needed}); fetch it again from its source")
+    line = min(ds.Rows, ds.Columns) * ds.get('BitsAllocated', 16) // 8
+    if not found - line < needed <= found and not (syntax and syntax.is_encapsulated):
+        raise InputError(f"{path}: pixels cannot be read ({found} bytes for {needed}); fetch it again from its source")
 
 
 def read_pixels(

@@ -62,7 +62,8 @@ def serve() -> None:
     "Answer requests on the standard input until it ends."
     import resource  # not on Windows, where nothing limits the process
 
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard), hard))
     answers = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)
     for request in sys.stdin.buffer:
