@@ -35,7 +35,7 @@ from liverdis.cohort.ct import (
     checked_position,
     read_dicom,
     read_pixels,
-    require_layout,
+    require_whole,
 )
 from ..door import guarded, require_file, require_size
 from ...core import InputError, brief
@@ -48,12 +48,11 @@ def _is_plain(ds: pydicom.Dataset) -> bool:
         and ds.get('NumberOfFrames', 1) == 1
         and ds.get('SamplesPerPixel', 1) == 1
         and not ds.file_meta.TransferSyntaxUID.is_compressed
-        and len(ds.get('PixelData', b'')) >= ds.Rows * ds.Columns
     )
 
 
 def _stored_values(ds: pydicom.Dataset, path: Path) -> np.ndarray:
-    require_layout(ds, path)
+    require_whole(ds, path)
     if _is_plain(ds):
         return np.frombuffer(ds.PixelData, np.uint8, ds.Rows * ds.Columns).reshape(ds.Rows, ds.Columns)
     return read_pixels(ds, path)
