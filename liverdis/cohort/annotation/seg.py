@@ -61,8 +61,8 @@ def _read_seg_file(path: str | Path, pixels: bool = True) -> Dataset:
 # %% ../../../nbs/cohort/annotation/seg.ipynb #bbe70e8c
 def _require_frames(ds: Dataset, path: str | Path) -> None:
     needed, described = require_layout(ds, path), len(ds.PerFrameFunctionalGroupsSequence)
-    if ds.get('NumberOfFrames', 1) != described:
-        raise InputError(f"{path}: has {ds.get('NumberOfFrames', 1)} frames and describes {described}; fetch it again")
+    if ds.get('NumberOfFrames') not in (None, '', described):
+        raise InputError(f"{path}: has {ds.NumberOfFrames} frames and describes {described}; fetch it again")
     encapsulated = ds.file_meta.TransferSyntaxUID.is_encapsulated
     if 'PixelData' in ds and not encapsulated and len(ds.PixelData) < needed:
         raise InputError(f"{path}: frames are cut short ({len(ds.PixelData)} bytes of {needed}); fetch it again")
