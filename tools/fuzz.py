@@ -51,7 +51,7 @@ import formats  # noqa: E402
 from liverdis.cohort.annotation.readers import list_structures, read_structures  # noqa: E402
 from liverdis.cohort.annotation.structures import SliceStack  # noqa: E402
 from liverdis.cohort.ct import AIR, read_headers, read_hu, read_slice, sort_slices, volume_headers, write_slice  # noqa: E402
-from liverdis.cohort.headers import index_files  # noqa: E402
+from liverdis.cohort.headers import UnreadEntry, index_files  # noqa: E402
 from liverdis.cohort.scan import scan_folder  # noqa: E402
 from liverdis.core import InputError  # noqa: E402
 
@@ -245,7 +245,8 @@ def dicom_change(draw: Any, data: bytes) -> Change:
         edited.save_as(out, enforce_file_format=False)
         return out.getvalue()
 
-    impossible = name in IMPOSSIBLE and bool(IMPOSSIBLE[name](value))
+    same = owner[path[-1]].value == value
+    impossible = name in IMPOSSIBLE and not same and bool(IMPOSSIBLE[name](value))
     return Change(f"{name} {value if not isinstance(value, (bytes, list)) else '...'}", apply, impossible)
 
 
@@ -349,7 +350,7 @@ def search(path: Path) -> str:
             return f"several lines: {p.reason}"
     if not patients and not problems:
         return "a file is gone without a word"
-    if any(p.failed for p in problems):
+    if problems:
         raise InputError(problems[0].reason)
     return ""
 
@@ -359,6 +360,8 @@ def index(path: Path) -> str:
     entries, problems = index_files([path], path.parent)
     if problems:
         raise InputError(problems[0].reason)
+    if entries and isinstance(entries[0], UnreadEntry):
+        raise InputError(entries[0].kind.what)
     return "" if entries or path.suffix == ".raw" else "a file is gone without a word"
 
 
@@ -447,13 +450,16 @@ def attacks(folder: Path) -> list[Attack]:
         seeds = sorted(f for f in (folder / kind).rglob("*") if f.is_file())
         if kind in ("nifti", "nrrd", "metaimage", "boxes", "polygons"):
             found.append(Attack(f"{kind}, header", seeds, header_change, outlines_reader(kind, stack)))
-        found.append(Attack(f"{kind}, bytes", seeds[:1], byte_change, outlines_reader(kind, stack)))
+        of_one = SliceStack(stack.slices[:1]) if kind.endswith("-mask") else stack  # one picture, one slice
+        found.append(Attack(f"{kind}, bytes", seeds[:1], byte_change, outlines_reader(kind, of_one)))
     masks = sorted(f for f in (folder / "dicom-mask").rglob("*") if f.is_file())
     read = outlines_reader("dicom-mask", stack)
     found.append(Attack("DICOM mask, tags", masks[:1], dicom_change, read, unused=OF_UNITS))
     found.append(Attack("DICOM mask, bytes", masks[:1], byte_change, outlines_reader("dicom-mask", stack)))
     everything = [f for f in folder.rglob("*") if f.is_file() and f.suffix not in (".dcm", "")]
-    found.append(Attack("folder, tags", plain[:1] + masks[:1], dicom_change, among(folder), share=0.5))
+    found.append(
+        Attack("folder, tags", plain[:1] + masks[:1], dicom_change, among(folder), share=0.5, unused=OF_PIXELS)
+    )
     found.append(Attack("folder, bytes", plain[:1] + everything, byte_change, among(folder), share=0.5))
     return sorted(found, key=lambda a: a.name)
 
@@ -467,7 +473,7 @@ def among(folder: Path) -> Callable[[Path], str]:
     """How to search a folder of one series and its outlines, with a broken file in it."""
 
     def read(path: Path) -> str:
-        tree = Path(tempfile.mkdtemp(dir=path.parent))
+        tree = Path(tempfile.mkdtemp())
         shutil.copytree(folder / "ct", tree / "ct")
         shutil.copytree(folder / "seg", tree / "seg")
         shutil.copy(path, tree / "ct" / path.name)

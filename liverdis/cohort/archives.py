@@ -29,7 +29,7 @@ def _place_of(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
     return place
 
 
-_BOMB_BYTES, _BOMB_RATIO = 4 * 2**30, 300  # an empty mask packs a thousandfold, a patient's folder a tenth of that
+_BOMB_BYTES, _BOMB_RATIO = 2**31, 300  # an empty mask packs a thousandfold, a patient's folder a tenth of that
 
 
 def _require_readable(archive: Path, members: list[zipfile.ZipInfo], to: Path) -> None:

@@ -9,6 +9,7 @@ __all__ = ['AIR', 'SPACINGS_MM', 'SliceHeader', 'CTSlice', 'read_dicom', 'requir
            'read_hu', 'is_upright', 'upright', 'sort_slices', 'read_series']
 
 # %% ../../nbs/cohort/ct.ipynb #beb3ec73
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -176,9 +177,16 @@ def require_whole(
 ) -> None:
     "`InputError` for uncompressed pixels that are fewer than the header says, or more by a row or a column"
     needed, found, syntax = require_layout(ds, path), len(ds.PixelData), ds.file_meta.get('TransferSyntaxUID')
-    line = min(ds.Rows, ds.Columns) * ds.get('BitsAllocated', 16) // 8
+    line = max(2, min(ds.Rows, ds.Columns) * ds.get('BitsAllocated', 16) // 8)
     if not found - line < needed <= found and not (syntax and syntax.is_encapsulated):
         raise InputError(f"{path}: pixels cannot be read ({found} bytes for {needed}); fetch it again from its source")
+
+
+def _stored_values(ds: Dataset, path: str | Path, frame: int | None) -> np.ndarray:
+    if needs_decoder(ds):
+        return decode_apart(path, frame)
+    warnings.filterwarnings('error', message='The decoded RLE segment')  # it has more pixels than the header says
+    return ds.pixel_array if frame is None else pydicom.pixels.pixel_array(ds, index=frame)
 
 
 def read_pixels(
@@ -191,9 +199,8 @@ def read_pixels(
         raise InputError(f"{path}: has no pixels, perhaps it is cut short; fetch it again from its source")
     require_whole(ds, path)
     try:
-        if needs_decoder(ds):
-            return decode_apart(path, frame)
-        return ds.pixel_array if frame is None else pydicom.pixels.pixel_array(ds, index=frame)
+        with warnings.catch_warnings():
+            return _stored_values(ds, path, frame)
     except Exception as e:  # every decoder has errors of its own
         syntax = ds.file_meta.get('TransferSyntaxUID')
         if syntax and syntax.is_compressed:
@@ -479,7 +486,7 @@ def _values(img: Any) -> np.ndarray:
     "The values of nibabel's image: as they are stored, or float32 if they are scaled"
     proxy = img.dataobj
     scaled = (getattr(proxy, 'slope', 1), getattr(proxy, 'inter', 0)) != (1, 0)
-    return proxy.get_scaled(np.float32) if scaled else np.asanyarray(proxy)
+    return np.asarray(proxy, np.float32) if scaled else np.asanyarray(proxy)
 
 
 @lru_cache(maxsize=1)

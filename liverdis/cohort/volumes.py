@@ -118,8 +118,11 @@ def _nrrd_values(path: Path, file: BinaryIO, header: dict) -> np.ndarray:
         file.readline()
     if header['encoding'] not in _PACKERS:
         return nrrd.read_data(plain, file)
-    numbers = unpacked(file.read(), path, _PACKERS[header['encoding']]())
-    return nrrd.read_data(plain | {'encoding': 'raw'}, BytesIO(numbers))
+    numbers = BytesIO(unpacked(file.read(), path, _PACKERS[header['encoding']]()))
+    values = nrrd.read_data(plain | {'encoding': 'raw'}, numbers)
+    if more := len(numbers.read()):
+        raise InputError(f"{path}: holds {more} bytes more than its header says; save it again from its source")
+    return values
 
 
 def _read_nrrd(path: Path) -> tuple[np.ndarray, dict]:

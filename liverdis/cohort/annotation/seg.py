@@ -37,6 +37,7 @@ from liverdis.cohort.ct import (
     checked_thickness,
     read_dicom,
     require_layout,
+    require_whole,
 )
 from ..decoding import decode_apart, needs_decoder
 from ..door import checked_numbers, guarded
@@ -60,12 +61,13 @@ def _read_seg_file(path: str | Path, pixels: bool = True) -> Dataset:
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #bbe70e8c
 def _require_frames(ds: Dataset, path: str | Path) -> None:
-    needed, described = require_layout(ds, path), len(ds.PerFrameFunctionalGroupsSequence)
+    described = len(ds.PerFrameFunctionalGroupsSequence)
     if ds.get('NumberOfFrames') not in (None, '', described):
         raise InputError(f"{path}: has {ds.NumberOfFrames} frames and describes {described}; fetch it again")
-    encapsulated = ds.file_meta.TransferSyntaxUID.is_encapsulated
-    if 'PixelData' in ds and not encapsulated and len(ds.PixelData) < needed:
-        raise InputError(f"{path}: frames are cut short ({len(ds.PixelData)} bytes of {needed}); fetch it again")
+    if 'PixelData' in ds:
+        require_whole(ds, path)
+    else:
+        require_layout(ds, path)
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #568d9d9d
 def _segments(ds: Dataset, path: str | Path) -> dict[str, str]:
