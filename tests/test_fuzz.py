@@ -6,6 +6,7 @@ Before, each of the files below ended in a traceback, an abort, minutes of waiti
 import gzip
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from liverdis.cohort.annotation.contours import fill_polygons
 from liverdis.cohort.annotation.readers import read_structures
 from liverdis.cohort.annotation.structures import SliceStack
 from liverdis.cohort.archives import source_folder
-from liverdis.cohort.ct import read_headers, read_hu, read_slice, read_volume, sort_slices
+from liverdis.cohort.ct import read_headers, read_hu, read_series, read_slice, read_volume, sort_slices
 from liverdis.cohort.scan import scan_folder
 from liverdis.cohort.volumes import open_volume
 from liverdis.core import InputError
@@ -100,7 +101,42 @@ def test_slopes_that_were_silent(good, tmp_path, tag, value):
 
 
 def test_a_slope_of_40_gives_no_hounsfield_units(good, tmp_path):
-    assert "most values" in refused(fuzz.read_a_slice, edited(good, tmp_path, RescaleSlope=40))
+    assert "too many values" in refused(fuzz.read_a_slice, edited(good, tmp_path, RescaleSlope=40))
+
+
+def test_signed_values_taken_for_unsigned(good, tmp_path):
+    "A third of the slice, the air around the body, became 64,000 HU"
+    ds = pydicom.dcmread(good / "ct/0.dcm")
+    hu = np.where(fuzz.LIVER[0], 60, -1000).astype(np.int16)
+    ds.PixelData, ds.RescaleIntercept = hu.tobytes(), 0
+    ds.save_as(tmp_path / "signed.dcm")
+    assert read_slice(tmp_path / "signed.dcm").hu.min() == -1000
+    ds.PixelRepresentation = 0
+    ds.save_as(tmp_path / "unsigned.dcm")
+    assert "no Hounsfield units" in refused(fuzz.read_a_slice, tmp_path / "unsigned.dcm")
+
+
+def test_values_that_need_more_bits_than_stored(good, tmp_path):
+    path = edited(good, tmp_path, BitsStored=8, HighBit=7)
+    assert "BitsStored 8" in refused(fuzz.read_a_slice, path)
+    assert (read_slice(edited(good, tmp_path, BitsStored=12, HighBit=11)).hu == read_slice(good / "ct/0.dcm").hu).all()
+
+
+def test_a_slice_of_another_grid_in_a_series(good, tmp_path):
+    shutil.copytree(good / "ct", tmp_path / "ct")
+    edited(good, tmp_path, "ct/3.dcm", PixelSpacing=[0.9, 0.743]).rename(tmp_path / "ct/3.dcm")
+    with pytest.raises(InputError, match="another number or size"):
+        read_series(tmp_path / "ct")
+
+
+def test_20_000_boxes(stack, tmp_path):
+    rows = "".join(f"1,{k % 5}.dcm,{k % 40},{k % 40 + 3},5,9\n" for k in range(20_000))
+    (tmp_path / "boxes.csv").write_text("lesion,image,row_min,row_max,col_min,col_max\n" + rows)
+    (lesion,) = read_structures([tmp_path / "boxes.csv"], "boxes", stack.slices)
+    assert len(lesion.masks) == 5
+    rows = "".join(f"{k},{k % 5}.dcm,1,4,5,9\n" for k in range(2000))
+    (tmp_path / "boxes.csv").write_text("lesion,image,row_min,row_max,col_min,col_max\n" + rows)
+    assert "2000 lesions on one series" in refused(outlined("boxes", stack), tmp_path / "boxes.csv")
 
 
 @pytest.mark.parametrize("rows, columns", [(47, 56), (48, 55), (24, 112), (48, 2)])

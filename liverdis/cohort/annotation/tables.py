@@ -265,12 +265,18 @@ class _Rows(NamedTuple):
     lesions: list[str]  # asked for, on these slices or not
 
 
+_MOST_LESIONS = 1000  # on one series, each with a mask for each of its slices
+
+
 def _asked_rows(path: str | Path, stack: SliceStack, keys: Iterable[str] | None) -> _Rows:
     df = lesion_table(path)
     lesions = list(select_structures(path, 'lesion', {k: k for k in df.lesion}, keys))
     df = df[df.lesion.isin(lesions)]
     ranks = _row_ranks(df, stack, path)
-    return _Rows(df[ranks >= 0], ranks[ranks >= 0], lesions)
+    here = df[ranks >= 0]
+    if (n := here.lesion.nunique()) > _MOST_LESIONS:
+        raise InputError(f"{path}: outlines {n} lesions on one series, more than {_MOST_LESIONS}; give a table of them")
+    return _Rows(here, ranks[ranks >= 0], lesions)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #115e8f34
 class _PointColumns(NamedTuple):
@@ -316,17 +322,15 @@ def _box_pixels(rows: _Rows, stack: SliceStack, path: str | Path) -> np.ndarray:
     return np.column_stack(ends).astype(int)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #29bdd58d
-def _box_mask(box: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray:
-    "The part of a box within the image; `InputError` if there is none"
+def _box_slices(box: np.ndarray, shape: tuple[int, int], where: str) -> tuple[slice, slice]:
+    "Rows and columns of the part of a box within the image; `InputError` if there is none"
     r0, c0, r1, c1 = box
     if r1 < r0 or c1 < c0 or r1 < 0 or c1 < 0 or r0 >= shape[0] or c0 >= shape[1]:
         raise InputError(
             f"{where}: rows {r0} to {r1}, columns {c0} to {c1} are no box on {shape[0]} x {shape[1]} pixels; "
             "correct the row"
         )
-    mask = np.zeros(shape, bool)
-    mask[max(0, r0) : r1 + 1, max(0, c0) : c1 + 1] = True
-    return mask
+    return slice(max(0, r0), r1 + 1), slice(max(0, c0), c1 + 1)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e7671020
 @guarded
@@ -340,8 +344,11 @@ def read_boxes(
     rows = _asked_rows(path, stack, keys)
     masks: dict[str, dict[int, np.ndarray]] = {lesion: {} for lesion in rows.lesions}
     for index, lesion, rank, box in zip(rows.df.index, rows.df.lesion, rows.ranks, _box_pixels(rows, stack, path)):
-        mask = _box_mask(box, stack.slices[rank].shape, f'{path}: row {index + 2}')
-        masks[lesion][int(rank)] = masks[lesion].get(int(rank), False) | mask
+        shape = stack.slices[rank].shape
+        at = _box_slices(box, shape, f'{path}: row {index + 2}')
+        if rank not in masks[lesion]:
+            masks[lesion][int(rank)] = np.zeros(shape, bool)
+        masks[lesion][int(rank)][at] = True
     return [Structure(k, k, dict(sorted(on.items())), ('a box, no outline',)) for k, on in masks.items()]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #470b0084
