@@ -363,6 +363,21 @@ def test_one_bad_file_costs_only_itself(good, tmp_path):
     assert all(len(p.reason.splitlines()) == 1 for p in problems)
 
 
+def test_empty_pixels_and_rows_that_are_no_number(good, stack, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("ct", "seg"):
+        (tmp_path / "in" / name).symlink_to(good / name)
+    ds = pydicom.dcmread(good / "dicom-mask/MASKS_DICOM/tumour/image_1")
+    ds["PixelData"].value = None
+    ds.save_as(tmp_path / "in/image_1")
+    ds = pydicom.dcmread(good / "ct/0.dcm")
+    ds["Columns"] = pydicom.DataElement("Columns", "LO", "many")
+    ds.save_as(tmp_path / "in/image_2")
+    patients, problems = scan_folder(tmp_path / "in")
+    assert len(patients) == 1 and "image_2" in {p.path.name for p in problems}
+    assert "bytes for" in refused(outlined("dicom-mask", stack), tmp_path / "in/image_1")
+
+
 def test_a_volume_with_nan_in_one_slice(tmp_path):
     values = np.random.default_rng(0).normal(0, 200, (32, 32, 4)).astype(np.float32)
     values[5, 5, 1] = np.nan

@@ -51,7 +51,10 @@ import formats  # noqa: E402
 from liverdis.cohort.annotation.readers import list_structures, read_structures  # noqa: E402
 from liverdis.cohort.annotation.structures import SliceStack  # noqa: E402
 from liverdis.cohort.ct import AIR, read_headers, read_hu, read_slice, sort_slices, volume_headers, write_slice  # noqa: E402
+from liverdis.cohort.example import write_example  # noqa: E402
 from liverdis.cohort.headers import UnreadEntry, index_files  # noqa: E402
+from liverdis.cohort.ingest import Ingested, ingest  # noqa: E402
+from liverdis.cohort.labels import LabelRules  # noqa: E402
 from liverdis.cohort.scan import scan_folder  # noqa: E402
 from liverdis.core import InputError  # noqa: E402
 
@@ -365,12 +368,44 @@ def index(path: Path) -> str:
     return "" if entries or path.suffix == ".raw" else "a file is gone without a word"
 
 
-def limited(read: Callable[[Path], str], path: Path, limit: bool = True) -> tuple[str, str]:
-    """The outcome of reading a file in this process."""
-    if limit:
+def cases(done: Ingested) -> Counter:
+    """The cases of a cohort, by the first letters of the patient's id."""
+    return Counter(done.manifest.df.patient_id) if done.manifest else Counter()
+
+
+def make_cohort(patients: Path, broken: Path | None = None) -> Ingested:
+    """Ingest two made-up patients, in a file of whom is what `broken` holds."""
+    with tempfile.TemporaryDirectory() as made:
+        tree = Path(made) / "in"
+        shutil.copytree(patients, tree, symlinks=True)
+        if broken:
+            shutil.copy(broken, next(tree.rglob(broken.name)))
+        (Path(made) / "out.key").write_text("0123456789abcdef" * 4)
+        os.chmod(Path(made) / "out.key", 0o600)
+        return ingest(tree, Path(made) / "out", LabelRules((("*tumo*", "metastasis", "*"),)))
+
+
+def cohort_reader(patients: Path) -> Callable[[Path], str]:
+    """How to make a cohort of two patients, in one of whom a file is broken."""
+    whole = cases(make_cohort(patients))
+
+    def read(path: Path) -> str:
+        done = make_cohort(patients, path)
+        found = cases(done)
+        told = done.problems or len(done.skipped)
+        if sum(found[p] < n for p, n in whole.items()) > 1:
+            return "a broken file of one patient cost the other a case"
+        return "" if found == whole or told else "a case is gone without a word"
+
+    return read
+
+
+def limited(read: Callable[[Path], str], path: Path, seconds: int) -> tuple[str, str]:
+    """The outcome of reading a file in this process, within limits unless they are 0."""
+    if seconds:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     try:
         said = read(path)
         return ("silent", said) if said else ("ok", "")
@@ -380,13 +415,13 @@ def limited(read: Callable[[Path], str], path: Path, limit: bool = True) -> tupl
         return "traceback", f"{type(e).__name__}: {e}"
 
 
-def apart(read: Callable[[Path], str], path: Path) -> tuple[str, str]:
+def apart(read: Callable[[Path], str], path: Path, seconds: int = SECONDS) -> tuple[str, str]:
     """The outcome of reading a file in a process of its own."""
     ours, theirs = os.pipe()
     if not (pid := os.fork()):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         warnings.simplefilter("ignore")
-        os.write(theirs, pickle.dumps([s[:2000] for s in limited(read, path)]))
+        os.write(theirs, pickle.dumps([s[:2000] for s in limited(read, path, seconds)]))
         os._exit(0)
     os.close(theirs)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(pid, signal.SIGKILL))
@@ -401,13 +436,13 @@ def apart(read: Callable[[Path], str], path: Path) -> tuple[str, str]:
     return outcome, text
 
 
-def timed(read: Callable[[Path], str], path: Path) -> tuple[str, str]:
+def timed(read: Callable[[Path], str], path: Path, seconds: int = SECONDS) -> tuple[str, str]:
     """The outcome where the decoder has a process of its own, which goes on to the next file."""
     began = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = limited(read, path, limit=False)
-    return found if time.process_time() - began < SECONDS else ("died", "too slow")
+        found = limited(read, path, 0)
+    return found if time.process_time() - began < seconds else ("died", "too slow")
 
 
 # Attacks
@@ -424,6 +459,7 @@ class Attack:
     run: Callable = apart
     share: float = 1  # of the inputs, against the others
     unused: frozenset[str] = frozenset()  # attributes that this reader does not look at; others do
+    seconds: int = SECONDS  # of a processor
 
 
 def attacks(folder: Path) -> list[Attack]:
@@ -461,7 +497,29 @@ def attacks(folder: Path) -> list[Attack]:
         Attack("folder, tags", plain[:1] + masks[:1], dicom_change, among(folder), share=0.5, unused=OF_PIXELS)
     )
     found.append(Attack("folder, bytes", plain[:1] + everything, byte_change, among(folder), share=0.5))
-    return sorted(found, key=lambda a: a.name)
+    if (patients := folder / "patients").exists():
+        of_one = [f for f in (patients / "a").rglob("*") if f.is_file()]
+        seeds, read = [of_one[0], *(f for f in of_one if "MASKS" in str(f))], cohort_reader(patients)
+        found.append(
+            Attack("ingest, tags", seeds, dicom_change, read, share=0.3, unused=frozenset(IMPOSSIBLE), seconds=9)
+        )
+        found.append(Attack("ingest, bytes", seeds, byte_change, read, share=0.3, seconds=9))
+    return sorted(found + real_attacks(), key=lambda a: a.name)
+
+
+def real_attacks() -> list[Attack]:
+    """Attacks on files of real scanners, where they are at hand; see CONTRIBUTING."""
+    real = Path(os.environ.get("LIVERDIS_REALDATA", ROOT / "../shared/realdata"))
+    if not real.is_dir():
+        return []
+    plain = sorted((real / "transfer_syntaxes").glob("*LittleEndian*.dcm"))
+    compressed = sorted((real / "transfer_syntaxes").glob("*Lossless*.dcm"))
+    return [
+        Attack("real CT, tags", plain, dicom_change, read_a_slice),
+        Attack("real CT, bytes", plain, byte_change, read_a_slice),
+        Attack("real compressed CT, tags", compressed, dicom_change, read_a_slice, timed),
+        Attack("real compressed CT, bytes", compressed, byte_change, read_a_slice, timed),
+    ]
 
 
 def outlines_reader(kind: str, stack: SliceStack) -> Callable[[Path], str]:
@@ -499,7 +557,7 @@ def run_attack(attack: Attack, n: int, seed: int, scratch: Path, keep: Path | No
         path, data, what, impossible = case
         broken = scratch / path.name
         broken.write_bytes(data)
-        outcome, said = attack.run(attack.read, broken)
+        outcome, said = attack.run(attack.read, broken, attack.seconds)
         if outcome == "ok" and impossible:
             outcome, said = "silent", "an impossible value was accepted"
         outcomes[outcome] += 1
@@ -514,13 +572,18 @@ def run_attack(attack: Attack, n: int, seed: int, scratch: Path, keep: Path | No
     return outcomes, failed
 
 
-def run(n: int, seed: int, keep: Path | None = None, only: str = "") -> tuple[list[dict], list[str]]:
+def run(
+    n: int, seed: int, keep: Path | None = None, only: str = "", cohorts: bool = False
+) -> tuple[list[dict], list[str]]:
     """One row an attack, and what failed."""
     rows, failed = [], []
     with tempfile.TemporaryDirectory() as made:
         folder, scratch = Path(made) / "good", Path(made) / "broken"
         scratch.mkdir()
         write_seeds(folder)
+        if cohorts:  # ten times slower than the rest
+            write_example(folder / "patients/a", "Doe^Jane", "4711", 1, [(6, 62, 46, 9)])
+            write_example(folder / "patients/b", "Roe^John", "0815", 2, [(8, 70, 50, 7)])
         all_attacks = attacks(folder)
         total = sum(a.share for a in all_attacks)
         for attack in all_attacks:
@@ -542,7 +605,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--keep", type=Path, help="folder for the files that failed")
     args = parser.parse_args()
-    rows, failed = run(args.inputs, args.seed, args.keep, args.only)
+    rows, failed = run(args.inputs, args.seed, args.keep, args.only, cohorts=True)
     for row in rows:
         print("  ".join(f"{k} {v}" if k not in ("attack",) else f"{v:24}" for k, v in row.items()))
     print(*failed, sep="\n")

@@ -176,7 +176,7 @@ def require_whole(
     path: Any,  # of its file
 ) -> None:
     "`InputError` for uncompressed pixels that are fewer than the header says, or more by a row or a column"
-    needed, found, syntax = require_layout(ds, path), len(ds.PixelData), ds.file_meta.get('TransferSyntaxUID')
+    needed, found, syntax = require_layout(ds, path), len(ds.PixelData or b''), ds.file_meta.get('TransferSyntaxUID')
     line = max(2, min(ds.Rows, ds.Columns) * ds.get('BitsAllocated', 16) // 8)
     if not found - line < needed <= found and not (syntax and syntax.is_encapsulated):
         raise InputError(f"{path}: pixels cannot be read ({found} bytes for {needed}); fetch it again from its source")
@@ -212,8 +212,8 @@ def read_pixels(
     "Stored values. `InputError` for pixels that are cut short, or compressed in a way that no decoder here reads."
     if 'PixelData' not in ds:
         raise InputError(f"{path}: has no pixels, perhaps it is cut short; fetch it again from its source")
-    require_whole(ds, path)
     try:
+        require_whole(ds, path)
         with warnings.catch_warnings():
             return _stored_values(ds, path, frame)
     except InputError:
