@@ -11,11 +11,12 @@ import shutil
 import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from filelock import FileLock, Timeout
 
 from ..core import InputError, brief
 
@@ -23,9 +24,12 @@ from ..core import InputError, brief
 def _place_of(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
     "Where a member goes; `InputError` if that is outside of the folder it is unpacked to"
     place = PurePosixPath(member.filename.replace('\\', '/'))
-    if place.is_absolute() or '..' in place.parts or ':' in place.parts[0]:
+    if place.is_absolute() or not place.parts or '..' in place.parts or ':' in place.parts[0]:
         raise InputError(f"{archive}: holds a path that leads out of its folder; unpack it by hand, if you trust it")
     return place
+
+
+_BOMB_BYTES, _BOMB_RATIO = 2**31, 300  # an empty mask packs a thousandfold, a patient's folder a tenth of that
 
 
 def _require_readable(archive: Path, members: list[zipfile.ZipInfo], to: Path) -> None:
@@ -33,6 +37,10 @@ def _require_readable(archive: Path, members: list[zipfile.ZipInfo], to: Path) -
     if any(m.flag_bits & 1 for m in members):
         raise InputError(f"{archive}: is encrypted; unpack it with its password, and give the folder")
     size, free = sum(m.file_size for m in members), shutil.disk_usage(to).free
+    packed = sum(m.compress_size for m in members)
+    if size > _BOMB_BYTES and size > _BOMB_RATIO * packed:
+        unpacks = f'{packed / 1e6:.1f} MB unpack to {size / 1e9:.1f} GB'
+        raise InputError(f"{archive}: {unpacks}, as those of no image do; unpack it by hand, if you trust it")
     if size > free:
         needs, has = f'{size / 1e9:.1f} GB', f'{free / 1e9:.1f} GB'
         raise InputError(f"{archive}: needs {needs} and {to} has {has}; set TMPDIR to a larger disk, or unpack it")
@@ -58,7 +66,7 @@ def _unpack(archive: Path, to: Path) -> None:
                 _write_member(unzipped, member, to / place)
     except InputError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as e:
+    except Exception as e:  # the parser fails in many ways
         raise InputError(f"{archive}: cannot be unpacked ({brief(e)}); fetch it again, or unpack it by hand") from e
 
 # %% ../../nbs/cohort/archives.ipynb #df4f491a
@@ -78,10 +86,10 @@ class Source:
 
 # %% ../../nbs/cohort/archives.ipynb #593a8a91
 def _zip_files(src: Path) -> set[Path]:
-    if src.is_file():
+    if src.is_file():  # no pipe
         return {src} if src.suffix.lower() == '.zip' else set()
     found = (Path(folder) / name for folder, _, names in os.walk(src) for name in names)
-    return {path for path in found if path.suffix.lower() == '.zip' and not path.name.startswith('.')}
+    return {path for path in found if path.suffix.lower() == '.zip' and path.name[0] != '.' and path.is_file()}
 
 
 def _mirror(folder: Path, to: Path, archives: Collection[Path]) -> None:
@@ -96,6 +104,29 @@ def _mirror(folder: Path, to: Path, archives: Collection[Path]) -> None:
         else:
             (to / path.name).symlink_to(path.resolve())
 
+# %% ../../nbs/cohort/archives.ipynb #df12464c
+_PREFIX, _LOCK = 'liverdis-', '.lock'
+
+
+def _remove_left_over(scratch: Path) -> None:
+    "Remove scratch folders of processes that are gone, at least a minute old"
+    for lock in scratch.parent.glob(f'{_PREFIX}*/{_LOCK}'):
+        try:
+            if lock.parent != scratch and time.time() - lock.stat().st_mtime > 60:
+                with FileLock(lock, timeout=0):
+                    shutil.rmtree(lock.parent, ignore_errors=True)
+        except (Timeout, OSError):
+            continue  # in use, or another user's
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    "A folder for as long as the context lasts, and not much longer than the process"
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as made:
+        with FileLock(Path(made) / _LOCK):
+            _remove_left_over(Path(made))
+            yield Path(made)
+
 # %% ../../nbs/cohort/archives.ipynb #87b43714
 @contextmanager
 def source_folder(
@@ -107,8 +138,8 @@ def source_folder(
     if not archives:
         yield Source(src, src)
         return
-    with tempfile.TemporaryDirectory(prefix='liverdis-') as scratch:
-        folder = Path(scratch) / src.absolute().name  # a folder's name may be that of a patient
+    with _scratch_folder() as scratch:
+        folder = scratch / src.absolute().name  # a folder's name may be that of a patient
         try:
             _unpack(src, folder) if src.is_file() else _mirror(src, folder, archives)
             yield Source(src, folder)

@@ -34,6 +34,7 @@ from liverdis.cohort.ct import (
     sort_slices,
     volume_headers,
 )
+from .door import checked_numbers, guarded
 from liverdis.cohort.headers import (
     OutlineEntry,
     Problem,
@@ -41,6 +42,7 @@ from liverdis.cohort.headers import (
     UnreadEntry,
     index_files,
     phase_of,  # noqa: F401
+    problem_of,
 )
 from .unread import PICTURE_OF_OTHER_SIZE, counted
 from .volumes import is_volume, volume_stem
@@ -454,44 +456,75 @@ def _table(outline: OutlineEntry, tree: _Tree, owners: _Owners) -> list[Annotati
         if 'image' not in table:
             return [Annotation(outline.kind, (outline.path,), _choose(near, folder, "fits"))]
         return _named_series(outline, _rows(table, near, owners))
-    except InputError as e:
-        return [Problem(outline.path, str(e).removeprefix(f'{outline.path}: '))]
+    except Exception as e:  # whatever a table may hold
+        return [problem_of(outline.path, e)]
 
 # %% ../../nbs/cohort/scan.ipynb #4c612b65
 def _key_slice(row: pd.Series, picture: Path) -> Series:
     "The series of one key slice of DeepLesion"
-    x, y, z = (float(v) for v in row.Spacing_mm_px_.split(','))
+    x, y, z = checked_numbers(row.Spacing_mm_px_.split(','), 3, 0.01, 100, f'spacing of {row.File_name}')
     columns, rows = (int(v) for v in row.Image_size.split(','))
     header = SliceHeader(shape=(rows, columns), spacing_mm=(y, x), thickness_mm=z, path=picture)
     patient = f'DeepLesion {row.Patient_index}'
     return Series((header,), patient, '', row.Patient_index, 'unknown', picture.parent)
 
 # %% ../../nbs/cohort/scan.ipynb #3579f7c1
-def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) -> list[Series]:
+@guarded
+def _key_slices(path: Path, pictures: dict[str, Path]) -> list[Series]:
+    "The key slices that a table of DeepLesion names and that are here; none for another table"
+    table = read_table(path)
+    if not {'File_name', 'Spacing_mm_px_'} <= set(table):
+        return []
+    here = table[table.File_name.isin(list(pictures))].drop_duplicates('File_name')
+    return [_key_slice(row, pictures[row.File_name]) for _, row in here.iterrows()]
+
+
+def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) -> list[Series | Problem]:
     "A series of one slice for each key slice of DeepLesion that is here"
     pictures = {f'{f.parent.name}_{f.name}': f for f in files if f.suffix.lower() == '.png'}
-    made = []
-    for table in (read_table(o.path) for o in outlines if o.kind == 'boxes'):
-        if 'File_name' in table:
-            here = table[table.File_name.isin(list(pictures))].drop_duplicates('File_name')
-            made += [_key_slice(row, pictures[row.File_name]) for _, row in here.iterrows()]
+    made: list[Series | Problem] = []
+    for path in (o.path for o in outlines if o.kind == 'boxes'):
+        try:
+            made += _key_slices(path, pictures)
+        except InputError as e:
+            made.append(problem_of(path, e))
     return made
 
 # %% ../../nbs/cohort/scan.ipynb #7d5e7930
 _LITTER = ('thumbs.db', 'desktop.ini')
 
 
-def _files(src: Path) -> Iterator[Path]:
-    "All files below a folder, sorted within each folder"
-    seen = set()
+def _leads_away(path: str, src: str) -> bool:
+    "Whether a link to a folder leads to one that holds the source, or into the system"
+    to = Path(os.path.realpath(path))
+    return Path(src).is_relative_to(to) or to.parts[1:2] in (('proc',), ('sys',), ('dev',))
+
+
+def _walk(src: Path) -> Iterator[tuple[Path, list[Path], list[Path]]]:
+    "Folder by folder: its path, its files, and its links that are not followed"
+    seen, source = set(), os.path.realpath(src)
     for folder, folders, names in os.walk(src, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__MACOSX')
-        yield from (Path(folder) / n for n in sorted(names) if not n.startswith('.') and n.lower() not in _LITTER)
+        links = [f for f in folders if os.path.islink(p := os.path.join(folder, f)) and _leads_away(p, source)]
+        folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__MACOSX' and f not in links)
+        kept = sorted(n for n in names if not n.startswith('.') and n.lower() not in _LITTER)
+        yield Path(folder), [Path(folder) / n for n in kept], [Path(folder) / f for f in links]
+
+
+def _files(src: Path) -> tuple[list[Path], list[Problem]]:
+    "All files below a folder, sorted within each folder; and what is no file, or no place to search"
+    files: list[Path] = []
+    problems: list[Problem] = []
+    for _, names, links in _walk(src):
+        odd = [p for p in names if not p.is_file() and p.exists()]
+        problems += [Problem(p, "a pipe, a socket or a device: not read", failed=False) for p in odd]
+        problems += [Problem(p, "a link out of the folder, to one above it: not followed", failed=False) for p in links]
+        files += [p for p in names if p not in odd] if odd else names
+    return files, problems
 
 # %% ../../nbs/cohort/scan.ipynb #5794407c
 _CHUNK = 200  # files
@@ -546,7 +579,7 @@ def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | P
     try:
         return Annotation('dicom-mask', paths, _by_grid(headers, paths[0], tree), headers=headers)
     except InputError as e:
-        return Problem(paths[0], str(e).removeprefix(f'{paths[0]}: '))
+        return problem_of(paths[0], e)
 
 # %% ../../nbs/cohort/scan.ipynb #0064673a
 def _outline_series(outline: OutlineEntry, all_series: Sequence[Series], tree: _Tree) -> Series:
@@ -567,8 +600,8 @@ def _outline_annotation(
     try:
         series = _outline_series(first, all_series, tree)
         return Annotation(first.kind, tuple(o.path for o in group), series, notes=_elsewhere(first, series))
-    except InputError as e:
-        return Problem(first.path, str(e).removeprefix(f'{first.path}: '))
+    except Exception as e:  # whatever a file may hold
+        return problem_of(first.path, e)
 
 # %% ../../nbs/cohort/scan.ipynb #ad6d0c73
 def _size(path: Path) -> tuple[int, int] | None:
@@ -673,8 +706,8 @@ def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> 
 # %% ../../nbs/cohort/scan.ipynb #43afdbbb
 def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[Series], list[Problem]]:
     "The series in a folder, and what could not be read or is not needed"
-    stacks = _ct_stacks(index.slices)
-    series = [s for s in stacks if isinstance(s, Series)] + _deeplesion_series(index.outlines, files)
+    stacks = _ct_stacks(index.slices) + _deeplesion_series(index.outlines, files)
+    series = [s for s in stacks if isinstance(s, Series)]
     copies = _copies(series)
     problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
     problems += [Problem(s.slices[0].path, "a copy of a DICOM series, which is used", failed=False) for s in copies]
@@ -700,8 +733,9 @@ def scan_folder(
     src = Path(src)
     if not src.is_dir():
         raise InputError(f"{src}: no such folder; give the folder, or the zip file, of images and annotations")
-    files = list(_files(src))
+    files, left = _files(src)
     index = _index(files, src, jobs, progress)
+    index.problems.extend(left)
     series, problems = _all_series(index, files, src)
     if not series:
         raise _no_series(src, index, problems)

@@ -6,17 +6,21 @@
 __all__ = ['volume_kind', 'is_volume', 'volume_stem', 'has_affine', 'Segment', 'open_volume', 'volume_segments']
 
 # %% ../../nbs/cohort/volumes.ipynb #81cdcee1
+import bz2
 import re
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import nibabel as nib
 import nrrd
 import numpy as np
 
+from .door import guarded, require_file, require_size, unpacked
 from ..core import InputError, brief
 
 # %% ../../nbs/cohort/volumes.ipynb #eb0ecf6d
@@ -90,9 +94,48 @@ def _space(header: dict, path: Path) -> str:
         raise InputError(f"{path}: its space is {name!r}; save it in {' or '.join(_SPACES)}")
     return space
 
+# %% ../../nbs/cohort/volumes.ipynb #5d3400a8
+_PACKERS: dict[str, Any] = dict.fromkeys(('gzip', 'gz'), lambda: zlib.decompressobj(wbits=47))
+_PACKERS |= dict.fromkeys(('bzip2', 'bz2'), bz2.BZ2Decompressor)
+_MOST_LINES = 1000  # in or before a header
 
+
+def _beside(path: Path, name: str) -> Path:
+    "The file of numbers that a header names, in the folder of the header"
+    file = path.parent / Path(name.replace('\\', '/')).name
+    require_file(file)
+    return file
+
+
+def _nrrd_values(path: Path, file: BinaryIO, header: dict) -> np.ndarray:
+    "The numbers of an NRRD file that is open behind its header"
+    require_size(tuple(int(n) for n in header['sizes']), 8, path)
+    plain = {k: v for k, v in header.items() if k.replace(' ', '') not in ('datafile', 'lineskip')}
+    lines = int(header.get('lineskip', header.get('line skip', 0)))
+    if not 0 <= lines <= _MOST_LINES:
+        raise InputError(f"{path}: skips {lines} lines before its numbers; save it as one .nrrd file")
+    for _ in range(lines):
+        file.readline()
+    if header['encoding'] not in _PACKERS:
+        return nrrd.read_data(plain, file)
+    numbers = BytesIO(unpacked(file.read(), path, _PACKERS[header['encoding']]()))
+    values = nrrd.read_data(plain | {'encoding': 'raw'}, numbers)
+    if more := len(numbers.read()):
+        raise InputError(f"{path}: holds {more} bytes more than its header says; save it again from its source")
+    return values
+
+
+def _read_nrrd(path: Path) -> tuple[np.ndarray, dict]:
+    with open(path, 'rb') as file:
+        header = nrrd.read_header(file)
+        if not (name := header.get('datafile', header.get('data file', ''))):
+            return _nrrd_values(path, file, header), header
+    with open(_beside(path, name), 'rb') as file:
+        return _nrrd_values(path, file, header), header
+
+# %% ../../nbs/cohort/volumes.ipynb #d960098b
 def _open_nrrd(path: Path) -> nib.Nifti1Image:
-    values, header = nrrd.read(str(path))
+    values, header = _read_nrrd(path)
     steps, origin = header.get('space directions'), header.get('space origin')
     if 'space' not in header:  # directions of who knows what
         steps = None
@@ -149,14 +192,15 @@ class _Header(dict):
 def _metaimage_header(path: Path) -> _Header:
     header = _Header()
     with open(path, 'rb') as file:
-        while 'ElementDataFile' not in header:
-            line = file.readline(10_000).decode('latin-1')
+        for line in islice(iter(lambda: file.readline(10_000).decode('latin-1'), None), _MOST_LINES):
             if '=' not in line:
-                raise InputError(f"{path}: has no MetaImage header; give the .mha or .mhd file that holds it")
+                break
             key, value = line.split('=', 1)
             header[key.strip()] = value.strip()
-        header.end = file.tell()
-    return header
+            if key.strip() == 'ElementDataFile':
+                header.end = file.tell()
+                return header
+    raise InputError(f"{path}: has no MetaImage header; give the .mha or .mhd file that holds it")
 
 # %% ../../nbs/cohort/volumes.ipynb #84c575af
 def _metaimage_bytes(path: Path, header: _Header) -> bytes:
@@ -165,11 +209,11 @@ def _metaimage_bytes(path: Path, header: _Header) -> bytes:
     local = where.upper() == 'LOCAL'
     if not local and (where.upper().startswith('LIST') or '%' in where):
         raise InputError(f"{path}: its slices lie in files of their own; save it as one .mha file")
-    stored = (path if local else path.parent / Path(where).name).read_bytes()
+    stored = (path if local else _beside(path, where)).read_bytes()
     start = header.end if local else int(header.first('HeaderSize', otherwise='0'))
     if not header.says('CompressedData'):
         return stored[start:] if start >= 0 else stored
-    return zlib.decompressobj(wbits=47).decompress(stored[max(start, 0) :])  # 47: zlib or gzip
+    return unpacked(stored[max(start, 0) :], path)
 
 
 def _metaimage_values(path: Path, header: _Header) -> np.ndarray:
@@ -180,7 +224,7 @@ def _metaimage_values(path: Path, header: _Header) -> np.ndarray:
     big = header.says('BinaryDataByteOrderMSB', 'ElementByteOrderMSB')
     shape = [int(n) for n in header.first('DimSize').split()]
     dtype = np.dtype(('>' if big else '<') + _TYPES[name])
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = require_size(tuple(shape), 8 * dtype.itemsize, path)
     found = _metaimage_bytes(path, header)
     if header.first('HeaderSize') == '-1':  # the pixels are the end of the file
         found = found[-size:]
@@ -197,6 +241,27 @@ def _open_metaimage(path: Path) -> nib.Nifti1Image:
     steps = np.reshape(directions, (3, 3)) * np.array(spacing)[:, None]
     return _image(values, steps, origin, 'LPS')
 
+# %% ../../nbs/cohort/volumes.ipynb #06f0f14b
+_MOST_OFFSET = 2**24  # bytes before the first number
+
+
+def _require_near(path: Path) -> None:
+    "`InputError` if the numbers of a NIfTI file begin far behind its header"
+    with nib.openers.ImageOpener(str(path)) as file:
+        start = file.read(540)
+    kind = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(start) else nib.Nifti1Header
+    offset = float(kind(start[: kind.sizeof_hdr], check=False)['vox_offset'])
+    if not 0 <= offset <= _MOST_OFFSET:
+        raise InputError(f"{path}: its numbers begin at byte {offset:g}; save it again from its source")
+
+
+def _open_nifti(path: Path) -> Any:
+    _require_near(path)
+    image: Any = nib.load(path)
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)  # then read as float32
+    require_size(image.shape, 8 * max(image.get_data_dtype().itemsize, 4 * scaled), path)
+    return image
+
 # %% ../../nbs/cohort/volumes.ipynb #cbaea495
 @lru_cache(maxsize=1)
 def _cached_image(path: Path, changed_ns: int) -> nib.Nifti1Image:
@@ -204,9 +269,19 @@ def _cached_image(path: Path, changed_ns: int) -> nib.Nifti1Image:
 
 
 def _opened(path: Path) -> Any:
+    require_file(path)
     if volume_kind(path) in ('nrrd', 'metaimage'):
         return _cached_image(path, path.stat().st_mtime_ns)
-    return nib.load(path)
+    return _open_nifti(path)
+
+# %% ../../nbs/cohort/volumes.ipynb #3b4dad1c
+def _require_place(image: Any, path: str | Path) -> None:
+    "`InputError` for an affine without sense"
+    steps = image.affine[:3, :3]
+    size = np.linalg.norm(steps, axis=0)
+    sensible = np.isfinite(image.affine).all() and (size > 0.01).all() and (size < 100).all()
+    if not sensible or abs(np.linalg.det(steps / size)) < 0.1:
+        raise InputError(f"{path}: its affine is no place in a body; save it with the affine of the CT")
 
 # %% ../../nbs/cohort/volumes.ipynb #4316989e
 _NAMES = {'nifti': 'NIfTI', 'nrrd': 'NRRD', 'metaimage': 'MetaImage', '': 'NIfTI'}
@@ -215,12 +290,16 @@ _NAMES = {'nifti': 'NIfTI', 'nrrd': 'NRRD', 'metaimage': 'MetaImage', '': 'NIfTI
 def _one_volume(image: Any, path: str | Path) -> Any:
     "The image without a fourth axis of one place; `InputError` if it is a series of images"
     if image.ndim > 3 and set(image.shape[3:]) == {1} and not volume_segments(image):
-        return image.slicer[(..., *[0] * (image.ndim - 3))]
+        image = image.slicer[(..., *[0] * (image.ndim - 3))]
     if image.ndim != 3 and not (image.ndim == 4 and volume_segments(image)):
         raise InputError(f"{path}: has {image.ndim} dimensions; give a volume of 3")
+    if image.get_data_dtype().kind not in 'biuf':
+        raise InputError(f"{path}: its voxels are {image.get_data_dtype()}; save one number for each voxel")
+    _require_place(image, path)
     return image
 
 
+@guarded
 def open_volume(
     path: str | Path,  # NIfTI, NRRD or MetaImage
 ) -> Any:  # nibabel's image, (columns, rows, slices) in any order and direction; then layers, if it has segments

@@ -29,7 +29,15 @@ from liverdis.cohort.annotation.structures import (
     check_shape,
     select_structures,
 )
-from ..ct import SliceHeader, read_dicom, read_pixels
+from liverdis.cohort.ct import (
+    SliceHeader,
+    checked_orientation,
+    checked_position,
+    read_dicom,
+    read_pixels,
+    require_whole,
+)
+from ..door import guarded, require_file, require_size
 from ...core import InputError, brief
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #290bd5fd
@@ -40,11 +48,11 @@ def _is_plain(ds: pydicom.Dataset) -> bool:
         and ds.get('NumberOfFrames', 1) == 1
         and ds.get('SamplesPerPixel', 1) == 1
         and not ds.file_meta.TransferSyntaxUID.is_compressed
-        and len(ds.get('PixelData', b'')) >= ds.Rows * ds.Columns
     )
 
 
 def _stored_values(ds: pydicom.Dataset, path: Path) -> np.ndarray:
+    require_whole(ds, path)
     if _is_plain(ds):
         return np.frombuffer(ds.PixelData, np.uint8, ds.Rows * ds.Columns).reshape(ds.Rows, ds.Columns)
     return read_pixels(ds, path)
@@ -70,12 +78,14 @@ def _mask_files(
             stored = buffers.setdefault(header.shape, np.empty(header.shape, np.uint8))
             with open(path, 'rb') as f:
                 f.seek(header.offset)
-                f.readinto(stored.data)
+                if f.readinto(stored.data) < stored.size:
+                    raise InputError(f"{path}: has changed since the folder was searched; start again")
             yield _MaskFile(path, stored, header.position_mm, header.orientation)
         else:
             ds = read_dicom(path)
-            place = ds.get('ImagePositionPatient'), ds.get('ImageOrientationPatient')
-            yield _MaskFile(path, _stored_values(ds, path), *place)
+            position = checked_position(ds.get('ImagePositionPatient'), path)
+            orientation = checked_orientation(ds.get('ImageOrientationPatient'), path)
+            yield _MaskFile(path, _stored_values(ds, path), position, orientation)
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #dcc4b092
 def _require_binary(file: _MaskFile) -> None:
@@ -125,6 +135,7 @@ def _misplaced(file: _MaskFile, stack: SliceStack, rank: int | None) -> InputErr
     return InputError(f"{file.path}: {found}; pair files of one position")
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #503348f8
+@guarded
 def list_dicom_mask(
     paths: Sequence[str | Path],  # all files of one mask folder
 ) -> list[tuple[str, str]]:  # (key, name)
@@ -146,6 +157,7 @@ def _add_mask(masks: dict[int, np.ndarray], rank: int, mask: np.ndarray, path: P
     masks[rank] = mask
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #1d2de0b3
+@guarded
 def read_dicom_mask(
     paths: Sequence[str | Path],  # all files of one mask folder
     stack: SliceStack,  # the series
@@ -217,11 +229,15 @@ class _Picture(NamedTuple):
 
 
 def _picture(path: str | Path) -> _Picture:
+    require_file(path)
     try:
         with Image.open(path, formats=['PNG', 'JPEG', 'TIFF']) as picture:
+            require_size(picture.size, 32, path)
             pages, lossy = getattr(picture, 'n_frames', 1), picture.format == 'JPEG'
             shown = picture.convert('RGB') if picture.mode == 'CMYK' else picture  # in CMYK white is 0
             image, bands = np.asarray(shown), shown.getbands()
+    except InputError:
+        raise
     except Exception as e:  # Pillow's errors are of many kinds
         raise InputError(f"{path}: cannot be read as PNG, TIFF or JPEG ({brief(e)}); give the mask as PNG") from e
     if pages > 1:
@@ -250,6 +266,7 @@ def _picture_labels(paths: Sequence[str | Path]) -> Labels:
     return Labels.of_values(stem, label_values([p.values for p in _pictures(paths)], first))
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #78e0a911
+@guarded
 def list_pictures(
     paths: Sequence[str | Path],  # one picture, or the pictures of a folder
 ) -> list[tuple[str, str]]:  # (key, name)
@@ -322,6 +339,7 @@ def _check_picture(values: np.ndarray, s: SliceHeader, path: str | Path) -> None
         raise InputError(f"{path}: its corners are not black, so it is drawn on white or is no mask; save it on black")
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #bac91550
+@guarded
 def read_pictures(
     paths: Sequence[str | Path],  # one picture, or the pictures of a folder
     stack: SliceStack,  # the series

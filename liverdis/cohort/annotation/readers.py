@@ -25,6 +25,7 @@ from .seg import list_seg, read_seg
 from .structures import SliceStack, Structure
 from .tables import list_table, read_boxes, read_polygons, table_labels
 from ..ct import CTSlice, SliceHeader
+from ..door import guarded
 from ..volumes import volume_kind
 from ...core import InputError
 
@@ -54,6 +55,7 @@ def _format(kind: str, path: str | Path) -> _Format:
     return _FORMATS[kind]
 
 # %% ../../../nbs/cohort/annotation/readers.ipynb #3baf9c84
+@guarded
 def list_structures(
     paths: Sequence[str | Path],  # one file; for masks with a file per slice, all files of the structure
     kind: str,  # a word of `ANNOTATION_KINDS`
@@ -62,6 +64,7 @@ def list_structures(
     return _format(kind, paths[0]).names(list(paths))
 
 # %% ../../../nbs/cohort/annotation/readers.ipynb #c11b794b
+@guarded
 def given_labels(
     paths: Sequence[str | Path],  # as for `list_structures`
     kind: str,  # a word of `ANNOTATION_KINDS`
@@ -77,6 +80,7 @@ def kind_of_name(
     return volume_kind(path) or PICTURE_KINDS.get(Path(path).suffix.lower())
 
 # %% ../../../nbs/cohort/annotation/readers.ipynb #7bd95782
+@guarded
 def read_structures(
     paths: Sequence[str | Path],  # as for `list_structures`
     kind: str,  # a word of `ANNOTATION_KINDS`
@@ -91,6 +95,7 @@ def read_structures(
     return read(list(paths), stack, keys)
 
 # %% ../../../nbs/cohort/annotation/readers.ipynb #968b269f
+@guarded
 def read_mask(
     path: str | Path,  # annotation file
     kind: str,  # a word of `ANNOTATION_KINDS`

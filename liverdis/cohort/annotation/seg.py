@@ -7,14 +7,13 @@ __all__ = ['list_seg', 'read_seg']
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #22066971
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.pixels import iter_pixels
 from pydicom.tag import Tag
 
@@ -31,19 +30,50 @@ from liverdis.cohort.annotation.structures import (
     resample_slice,
     select_structures,
 )
-from ..ct import SliceHeader, read_dicom
+from liverdis.cohort.ct import (
+    SliceHeader,
+    checked_orientation,
+    checked_position,
+    checked_thickness,
+    read_dicom,
+    require_layout,
+    require_whole,
+)
+from ..decoding import decode_apart, needs_decoder
+from ..door import checked_numbers, guarded
 from ...core import InputError
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #b911c4a8
+_TYPES = ('BINARY', 'FRACTIONAL', 'LABELMAP')
+
+
 def _read_seg_file(path: str | Path, pixels: bool = True) -> Dataset:
     ds = read_dicom(path, pixels)
     if ds.get('Modality') != 'SEG' or not ds.get('SegmentSequence') or 'PerFrameFunctionalGroupsSequence' not in ds:
         raise InputError(f"{path}: not a DICOM Segmentation, or cut short; give the whole SEG file")
+    if ds.get('SegmentationType') not in _TYPES:
+        said = str(ds.get('SegmentationType'))[:40]
+        raise InputError(f"{path}: SegmentationType is {said}, not one of {', '.join(_TYPES)}; export it again")
+    if ds.SegmentationType == 'FRACTIONAL':
+        checked_numbers([ds.get('MaximumFractionalValue')], 1, 1, 255, f'{path}: MaximumFractionalValue')
+    _require_frames(ds, path)
     return ds
 
+# %% ../../../nbs/cohort/annotation/seg.ipynb #bbe70e8c
+def _require_frames(ds: Dataset, path: str | Path) -> None:
+    described = len(ds.PerFrameFunctionalGroupsSequence)
+    if ds.get('NumberOfFrames') not in (None, '', described):
+        raise InputError(f"{path}: has {ds.NumberOfFrames} frames and describes {described}; fetch it again")
+    if 'PixelData' in ds:
+        require_whole(ds, path)
+    else:
+        require_layout(ds, path)
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #568d9d9d
-def _segments(ds: Dataset) -> dict[str, str]:
-    "Number -> label of the segments, without the background of a label map"
+def _segments(ds: Dataset, path: str | Path) -> dict[str, str]:
+    "Number -> label of the segments, without the background of a label map; `InputError` if two have one number"
+    if len({s.SegmentNumber for s in ds.SegmentSequence}) < len(ds.SegmentSequence):
+        raise InputError(f"{path}: two segments have one number; export it again from its source")
     labels = {
         str(s.SegmentNumber): str(s.get('SegmentLabel') or '').strip() or f'segment {s.SegmentNumber}'
         for s in ds.SegmentSequence
@@ -53,11 +83,12 @@ def _segments(ds: Dataset) -> dict[str, str]:
     return {key: f'{label}:{key}' if uses[label] > 1 else label for key, label in labels.items()}
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #a2d0b386
+@guarded
 def list_seg(
     paths: Sequence[str | Path],  # one SEG file
 ) -> list[tuple[str, str]]:  # (key, name)
     "The segments of a SEG, without reading its pixels."
-    return list(_segments(_read_seg_file(paths[0], pixels=False)).items())
+    return list(_segments(_read_seg_file(paths[0], pixels=False), paths[0]).items())
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #8c59ac4a
 _FIELDS = {  # field -> (sequence, attribute in it)
@@ -72,17 +103,26 @@ _FIELDS = {  # field -> (sequence, attribute in it)
 }
 
 
+_CHECKS: dict[str, Callable[[Any, Any], Any]] = {
+    'segment': lambda value, path: int(checked_numbers([value], 1, 0, 65535, f'{path}: ReferencedSegmentNumber')[0]),
+    'spacing_mm': lambda value, path: checked_numbers(value, 2, 0.01, 100, f'{path}: PixelSpacing'),
+    'thickness_mm': checked_thickness,
+    'position_mm': checked_position,
+    'orientation': checked_orientation,
+}
+
+
 def _group_fields(
     group: Dataset,  # functional group
+    path: str | Path,  # of the file, for messages
     fields: Iterable[str] = tuple(_FIELDS),
 ) -> dict[str, Any]:  # field -> number, or a tuple of them
-    "What a functional group says of its frame"
+    "What a functional group says of its frame; `InputError` for numbers without sense"
     values = {}
     for field in fields:
         sequence, tag = _FIELDS[field]
         if sequence in group and tag in (item := group[sequence].value[0]):
-            value = item[tag].value
-            values[field] = tuple(map(float, value)) if isinstance(value, MultiValue) else value
+            values[field] = _CHECKS[field](item[tag].value, path)
     return values
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #5886e84c
@@ -143,14 +183,19 @@ def _shares_space(ds: Dataset, s: SliceHeader) -> bool:
 def _seg_frames(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection[str]) -> Iterator[_Frame]:
     "The frames of the wanted segments"
     shared_group = (ds.get('SharedFunctionalGroupsSequence') or [Dataset()])[0]
-    shared, labelmap = _group_fields(shared_group), ds.SegmentationType == 'LABELMAP'
+    shared, labelmap = _group_fields(shared_group, path), ds.SegmentationType == 'LABELMAP'
+    described = set(_segments(ds, path))
     own_fields, same_space = [f for f in _FIELDS if f not in shared], _shares_space(ds, stack.slices[0])
     for index, group in enumerate(ds.PerFrameFunctionalGroupsSequence):
-        number = (_group_fields(group, ('segment',)) or shared).get('segment')
+        number = (_group_fields(group, path, ('segment',)) or shared).get('segment')
         segment = '' if labelmap else str(number)
+        if not labelmap and segment not in described:
+            raise InputError(
+                f"{path}: frame {index + 1} is of segment {segment}, which is not described; fetch it again"
+            )
         if segment not in wanted and not labelmap:
             continue
-        fields = {'spacing_mm': None} | shared | _group_fields(group, own_fields)
+        fields = {'spacing_mm': None} | shared | _group_fields(group, path, own_fields)
         fields.pop('segment', None)
         header = SliceHeader(shape=(ds.Rows, ds.Columns), path=Path(path), **fields)
         sources = group if 'DerivationImageSequence' in group else shared_group
@@ -163,7 +208,9 @@ def _decoded(ds: Dataset, path: str | Path, indices: list[int]) -> Iterator[np.n
     if not indices:
         return
     try:
-        if ds.get('NumberOfFrames', 1) > 1:
+        if needs_decoder(ds):
+            yield from (decode_apart(path, index) for index in indices)
+        elif ds.get('NumberOfFrames', 1) > 1:
             yield from iter_pixels(ds, indices=indices, raw=True)
         else:
             yield ds.pixel_array
@@ -257,6 +304,7 @@ def _is_about(ds: Dataset, stack: SliceStack) -> bool:
     return not series or s.series_uid in series
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #fd35142d
+@guarded
 def read_seg(
     paths: Sequence[str | Path],  # one SEG file
     stack: SliceStack,  # the series
@@ -265,7 +313,7 @@ def read_seg(
     "Read a SEG; `InputError` if it was drawn on another image or cannot be decoded."
     (path,) = paths
     ds = _read_seg_file(path)
-    names = select_structures(path, 'segment', _segments(ds), keys)
+    names = select_structures(path, 'segment', _segments(ds, path), keys)
     if not _is_about(ds, stack):
         raise InputError(f"{path}: was drawn on another image than {stack.slices[0].path}; give the SEG of this series")
     planes, notes = _planes(ds, path, stack, list(names)), _fraction_note(ds)

@@ -18,6 +18,7 @@ import pandas as pd
 
 from .contours import fill_polygons
 from .structures import SliceStack, Structure, select_structures
+from ..door import guarded, require_file
 from ...core import InputError, brief
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #7b652433
@@ -42,6 +43,7 @@ def _dialect(path: str | Path) -> dict:  # what `pandas.read_csv` wants to know
 
 
 def _read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
+    require_file(path)
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, **_dialect(path), **options)
     except OSError as e:
@@ -50,6 +52,7 @@ def _read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
         raise InputError(f"{path}: is not a CSV table ({brief(e)}); save it as comma-separated UTF-8 text") from e
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #09888fab
+@guarded
 def read_table(
     path: str | Path,  # CSV
 ) -> pd.DataFrame:  # all cells text
@@ -136,7 +139,7 @@ def _number_columns(df: pd.DataFrame, names: Sequence[str], path: str | Path) ->
             f"{path}: has no column {', '.join(missing)}; give pixels or millimetres, and the image or z_mm"
         )
     values = df[list(names)].apply(pd.to_numeric, errors='coerce').to_numpy(float)
-    wrong = np.argwhere(~np.isfinite(values))
+    wrong = np.argwhere(~(np.abs(values) < 1e6))  # true for NaN too
     if len(wrong):
         row, column = wrong[0]
         found = df[names[column]].iloc[row]
@@ -184,6 +187,7 @@ def _cached_table(path: Path, changed_ns: int) -> pd.DataFrame:
     return _from_corner_and_size(df, path) if is_size else df
 
 
+@guarded
 def lesion_table(
     path: str | Path,  # CSV
 ) -> pd.DataFrame:
@@ -192,6 +196,7 @@ def lesion_table(
     return _cached_table(path, path.stat().st_mtime_ns if path.exists() else 0).copy(deep=False)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #56db11be
+@guarded
 def list_table(
     paths: Sequence[str | Path],  # one CSV
 ) -> list[tuple[str, str]]:  # (key, name)
@@ -199,6 +204,7 @@ def list_table(
     return [(lesion, lesion) for lesion in dict.fromkeys(lesion_table(paths[0]).lesion)]
 
 
+@guarded
 def table_labels(
     paths: Sequence[str | Path],  # one CSV
 ) -> dict[str, str]:  # key -> label in small letters; nothing for a table without labels
@@ -259,12 +265,18 @@ class _Rows(NamedTuple):
     lesions: list[str]  # asked for, on these slices or not
 
 
+_MOST_LESIONS = 1000  # on one series, each with a mask for each of its slices
+
+
 def _asked_rows(path: str | Path, stack: SliceStack, keys: Iterable[str] | None) -> _Rows:
     df = lesion_table(path)
     lesions = list(select_structures(path, 'lesion', {k: k for k in df.lesion}, keys))
     df = df[df.lesion.isin(lesions)]
     ranks = _row_ranks(df, stack, path)
-    return _Rows(df[ranks >= 0], ranks[ranks >= 0], lesions)
+    here = df[ranks >= 0]
+    if (n := here.lesion.nunique()) > _MOST_LESIONS:
+        raise InputError(f"{path}: outlines {n} lesions on one series, more than {_MOST_LESIONS}; give a table of them")
+    return _Rows(here, ranks[ranks >= 0], lesions)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #115e8f34
 class _PointColumns(NamedTuple):
@@ -310,19 +322,18 @@ def _box_pixels(rows: _Rows, stack: SliceStack, path: str | Path) -> np.ndarray:
     return np.column_stack(ends).astype(int)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #29bdd58d
-def _box_mask(box: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray:
-    "The part of a box within the image; `InputError` if there is none"
+def _box_slices(box: np.ndarray, shape: tuple[int, int], where: str) -> tuple[slice, slice]:
+    "Rows and columns of the part of a box within the image; `InputError` if there is none"
     r0, c0, r1, c1 = box
     if r1 < r0 or c1 < c0 or r1 < 0 or c1 < 0 or r0 >= shape[0] or c0 >= shape[1]:
         raise InputError(
             f"{where}: rows {r0} to {r1}, columns {c0} to {c1} are no box on {shape[0]} x {shape[1]} pixels; "
             "correct the row"
         )
-    mask = np.zeros(shape, bool)
-    mask[max(0, r0) : r1 + 1, max(0, c0) : c1 + 1] = True
-    return mask
+    return slice(max(0, r0), r1 + 1), slice(max(0, c0), c1 + 1)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e7671020
+@guarded
 def read_boxes(
     paths: Sequence[str | Path],  # one CSV
     stack: SliceStack,  # the series
@@ -333,11 +344,15 @@ def read_boxes(
     rows = _asked_rows(path, stack, keys)
     masks: dict[str, dict[int, np.ndarray]] = {lesion: {} for lesion in rows.lesions}
     for index, lesion, rank, box in zip(rows.df.index, rows.df.lesion, rows.ranks, _box_pixels(rows, stack, path)):
-        mask = _box_mask(box, stack.slices[rank].shape, f'{path}: row {index + 2}')
-        masks[lesion][int(rank)] = masks[lesion].get(int(rank), False) | mask
+        shape = stack.slices[rank].shape
+        at = _box_slices(box, shape, f'{path}: row {index + 2}')
+        if rank not in masks[lesion]:
+            masks[lesion][int(rank)] = np.zeros(shape, bool)
+        masks[lesion][int(rank)][at] = True
     return [Structure(k, k, dict(sorted(on.items())), ('a box, no outline',)) for k, on in masks.items()]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #470b0084
+@guarded
 def read_polygons(
     paths: Sequence[str | Path],  # one CSV
     stack: SliceStack,  # the series
@@ -356,11 +371,11 @@ def read_polygons(
             short[lesion] += 1
         else:
             polygons[lesion][int(rank)].append(points[vertices])
-    return [_filled(lesion, polygons[lesion], short[lesion], stack) for lesion in rows.lesions]
+    return [_filled(lesion, polygons[lesion], short[lesion], stack, path) for lesion in rows.lesions]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e5fac222
-def _filled(lesion: str, polygons: dict[int, list], n_short: int, stack: SliceStack) -> Structure:
-    filled = {rank: fill_polygons(p, stack.slices[rank].shape) for rank, p in sorted(polygons.items())}
+def _filled(lesion: str, polygons: dict[int, list], n_short: int, stack: SliceStack, path: str | Path) -> Structure:
+    filled = {rank: fill_polygons(p, stack.slices[rank].shape, path) for rank, p in sorted(polygons.items())}
     masks = {rank: mask for rank, mask in filled.items() if mask.any()}
     notes = (f'{n_short} contours of fewer than three points left out',) if n_short else ()
     return Structure(lesion, lesion, masks, notes)
