@@ -61,8 +61,8 @@ class TrainedFold:
 
     @cached_property
     def spaces(self) -> Mapping[str, torch.Tensor]:
-        "Every case as a vector, by 'c', 'r' and 'pixels'."
-        return {'pixels': self.images.flatten(1)} | self.standardise(self.c, self.r)
+        "Every case as a vector, in 'c', 'r' and 'pixels'."
+        return self.standardise(self.c, self.r) | {'pixels': self.images.flatten(1)}
 
     def standardise(self, c: torch.Tensor, r: torch.Tensor) -> dict[str, torch.Tensor]:
         "Codes `(n,code)`, of these or other cases, in the units in which distances count."
