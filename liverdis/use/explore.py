@@ -359,7 +359,7 @@ _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 
 def _write_page(folder: Path, source: str, token: str) -> Path:
     "The notebook of one cell, and Voilà's settings and template."
-    cell = {
+    cell: dict[str, Any] = {
         'cell_type': 'code',
         'id': 'explore',
         'metadata': {},

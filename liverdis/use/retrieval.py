@@ -109,13 +109,14 @@ def embedding(
 def _scatter(ax: Axes, at: np.ndarray, by: pd.Series) -> None:
     "Points coloured by names or by numbers."
     if pd.api.types.is_numeric_dtype(by):
-        points = ax.scatter(*at.T, c=by, s=22, cmap='viridis')
+        points = ax.scatter(at[:, 0], at[:, 1], c=by, s=22, cmap='viridis')
         ax.figure.colorbar(points, ax=ax, label=by.name, shrink=0.8)
         return
     marks, names = 'osD^vP', [*dict.fromkeys([*(c for c in CLASS_COLOURS if c in set(by)), *sorted(set(by))])]
     for i, name in enumerate(names):
         colour = CLASS_COLOURS.get(name, f'C{i}')
-        ax.scatter(*at[(by == name).to_numpy()].T, s=22, marker=marks[i % 6], color=colour, label=name, alpha=0.85)
+        x, y = at[(by == name).to_numpy()].T
+        ax.scatter(x, y, s=22, marker=marks[i % 6], color=colour, label=name, alpha=0.85)
 
 
 # %% ../../nbs/use/retrieval.ipynb #bf298051

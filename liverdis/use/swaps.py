@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 
 from ..core import CLASS_COLOURS
 from ..method.disentangle import Disentangler
@@ -62,7 +63,7 @@ def draw_bar(
 
 def show_judged(
     fig: Figure,
-    place: object,  # a cell of a grid
+    place: SubplotSpec,  # a cell of a grid
     image: torch.Tensor,  # (1,S,S)
     probabilities: torch.Tensor,  # (K,)
     fold: TrainedFold,
