@@ -60,7 +60,8 @@ def widget(facts, megabytes):
     return f"""```{{raw}} html
 <link rel="stylesheet" href="_static/play.css">
 <div class="play"{loads}>{note}
-<fieldset class="play-strip"><legend>The {name} {who["id"]}, decoded on its way through the classes</legend>
+<fieldset class="play-strip"><legend>One case on its way through the classes: the {name} case {who["id"]},
+in which the judge follows best</legend>
 <div class="stops" style="--n: {n}">
 {stops}
 </div></fieldset></div>
@@ -76,6 +77,7 @@ def texts(facts):
     return {
         **{k: percent(v, 2) for k, v in changed.items()},
         **shares,
+        "followed": ", ".join(f"{percent(p)} for {name}" for name, p in facts["followed"].items()),
         "n_test": str(measures["n_test"]),
         "fold": str(facts["fold"]),
         "preset": facts["run"]["preset"],

@@ -154,6 +154,13 @@ def short(values):
 
 
 @torch.no_grad()
+def followed(lesions, judge):
+    """What the judge sees of the class asked for, `(N,K)`, in each lesion with the code of each class alone."""
+    alone = torch.eye(len(lesions.classes))
+    return torch.stack([judge.net(lesions.mix(i, alone))[1].diagonal() for i in range(len(lesions.y))])
+
+
+@torch.no_grad()
 def strip(lesions, nets, row, steps=4):
     """The images on a way through the classes with one r, and for each the proportions and what the classifiers see."""
     w = tour(range(len(lesions.classes)), steps, len(lesions.classes))
@@ -185,7 +192,8 @@ def main(folder):
     out.mkdir(parents=True, exist_ok=True)
     lesions, nets = Lesions(run), networks(run)
     off = {n: write_network(e, inputs_for(n, lesions), out / f"{n}.onnx") for n, e in nets.items()}
-    images, shown = strip(lesions, nets, row=PER_CLASS)
+    follows = followed(lesions, nets["judge"])
+    images, shown = strip(lesions, nets, row=int(follows.mean(1).argmax()))
     for name, tiles in {"lesions": lesions.x, "grain": lesions.grain() / (2 * GRAIN) + 0.5, "strip": images}.items():
         write_tiles(tiles, out / f"{name}.png")
     facts = {
@@ -196,6 +204,7 @@ def main(folder):
         "grain": GRAIN,
         "cases": [{"id": i, "class": k} for i, k in zip(lesions.ids, lesions.y.tolist())],
         "strip": shown,
+        "followed": dict(zip(lesions.classes, short(follows.mean(0).tolist()))),
         "r": short(lesions.r.tolist()),
         "c": short(lesions.c.tolist()),
     }

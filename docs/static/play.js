@@ -38,6 +38,11 @@ function picture(className, caption) {
   return { canvas, text, figure: el('figure', { className }, canvas, text) }
 }
 
+function setSlider(slider, value) {
+  slider.value = value
+  slider.style.setProperty('--p', value) // how far the track is filled
+}
+
 function drawTile(canvas, sprite, i) {
   canvas.getContext('2d').drawImage(sprite, i * facts.size, 0, facts.size, facts.size, 0, 0, facts.size, facts.size)
 }
@@ -94,7 +99,7 @@ function show(parts, target, { image, seen }, ms) {
   paint(parts.decoded.canvas, image)
   parts.decoded.canvas.setAttribute('aria-label', `decoded image: ${inWords(target)}`)
   parts.rows.forEach((row, k) => {
-    if (document.activeElement !== row.slider || asked.mode === 'path') row.slider.value = target[k]
+    setSlider(row.slider, target[k])
     row.slider.setAttribute('aria-valuetext', percent(target[k]))
     row.asked.textContent = percent(target[k])
     for (const who of ['proposed', 'judge']) {
@@ -161,8 +166,9 @@ function pad(redraw) {
   const square = el(
     'div',
     { className: 'play-pad', tabIndex: 0, role: 'application', 'aria-label': 'Square of the four classes: arrow keys move the mixture' },
-    ...names.map((name) => el('span', { style: `background: ${facts.classes[name]}` }, name)), dot,
+    ...names.map((name) => el('span', {}, name)), dot,
   )
+  names.forEach((name, k) => square.style.setProperty(`--c${k}`, facts.classes[name]))
   const at = () => [asked.w[1] + asked.w[3], asked.w[2] + asked.w[3]]
   const move = (u, v) => {
     const [x, y] = [u, v].map((z) => Math.min(1, Math.max(0, z)))
@@ -205,7 +211,7 @@ function path(redraw) {
   let playing = 0
   const set = (t) => {
     asked.t = t
-    slider.value = t
+    setSlider(slider, t)
     redraw()
   }
   const stop = () => {
@@ -274,13 +280,17 @@ function build(sprite) {
     parts.rows.forEach((row) => (row.slider.disabled = value === 'path'))
     pick('a')(asked.a)
   }
-  const key = el('p', { className: 'play-key' }, el('b', {}, 'slider'), ' what is asked for, the soft target; ', el('i', { className: 'proposed' }), ' what the proposed classifier sees; ', el('i', { className: 'judge' }), ' what the judge sees')
+  const key = el(
+    'p', { className: 'play-key' }, el('span', {}, 'slider: asked for, the soft target'),
+    el('span', {}, el('i', { className: 'proposed' }), 'seen by the proposed classifier'),
+    el('span', {}, el('i', { className: 'judge' }), 'seen by the judge of swaps'),
+  )
   app.append(
-    choice('mode', 'What to do', [['mix', 'Mix classes'], ['path', 'Go from one lesion to another']], asked.mode, mode),
+    choice('mode', 'What to do', [['mix', 'Mix classes'], ['path', 'Go from one case to another']], asked.mode, mode),
     stage, way.whole, key, el('div', { className: 'play-classes' }, ...parts.rows.map((row) => row.row)),
     el('label', { className: 'play-noise' }, noise, ' give the image the noise back that the decoder leaves out'),
-    picker('a', 'The lesion that is drawn', sprite, asked.a, pick('a')),
-    picker('b', 'Lesion B', sprite, asked.b, pick('b')), parts.time, parts.said,
+    picker('a', 'The case that is drawn', sprite, asked.a, pick('a')),
+    picker('b', 'Case B', sprite, asked.b, pick('b')), parts.time, parts.said,
   )
   show.b(asked.b)
   mode(asked.mode)
@@ -296,7 +306,7 @@ async function loadImage(name) {
 
 function grainOf(image) {
   const canvas = el('canvas', { width: image.width, height: image.height })
-  const context = canvas.getContext('2d')
+  const context = canvas.getContext('2d', { willReadFrequently: true })
   context.drawImage(image, 0, 0)
   return facts.cases.map((_, i) => {
     const { data } = context.getImageData(i * facts.size, 0, facts.size, facts.size)
@@ -319,7 +329,7 @@ async function start(say) {
   grain = grainOf(await loadImage('grain.png'))
   asked.a = facts.strip.of
   asked.b = facts.cases.findIndex((c) => c.class === 0)
-  asked.w = oneHot(facts.cases[asked.a].class, names.length)
+  asked.w = facts.strip.asked[0]
   return build(await loadImage('lesions.png'))
 }
 
