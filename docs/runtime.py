@@ -66,6 +66,6 @@ def runtime_or_note():
         return runtime()
     except Unavailable as e:
         if os.environ.get("LIVERDIS_REQUIRE_RUNTIME"):
-            raise
+            raise Unavailable(f"onnxruntime-web is required and not here: {e}") from None
         print(f"docs: onnxruntime-web is not here ({e}): the page Play is built without its networks")
         return []

@@ -163,9 +163,9 @@ function classRow(name, k, redraw) {
 
 function pad(redraw) {
   const dot = el('i')
+  const label = 'Square of the four classes: arrow keys move the mixture'
   const square = el(
-    'div',
-    { className: 'play-pad', tabIndex: 0, role: 'application', 'aria-label': 'Square of the four classes: arrow keys move the mixture' },
+    'div', { className: 'play-pad', tabIndex: 0, role: 'application', 'aria-label': label },
     ...names.map((name) => el('span', {}, name)), dot,
   )
   names.forEach((name, k) => square.style.setProperty(`--c${k}`, facts.classes[name]))
@@ -198,7 +198,8 @@ function picker(name, legend, sprite, chosen, then) {
   const thumbs = facts.cases.map((c, i) => {
     const canvas = el('canvas', { width: facts.size, height: facts.size })
     drawTile(canvas, sprite, i)
-    const input = el('input', { type: 'radio', name, checked: i === chosen, 'aria-label': `${nameOf(i)}, case ${c.id}` })
+    const label = `${nameOf(i)}, case ${c.id}`
+    const input = el('input', { type: 'radio', name, checked: i === chosen, 'aria-label': label })
     input.addEventListener('change', () => then(i))
     return el('label', { style: `--colour: ${facts.classes[names[c.class]]}`, title: nameOf(i) }, input, canvas)
   })
@@ -243,56 +244,73 @@ function path(redraw) {
   return { whole: el('div', { className: 'play-path' }, way, what), stop }
 }
 
+function noise(redraw) {
+  const input = el('input', { type: 'checkbox' })
+  input.addEventListener('change', () => {
+    asked.grain = input.checked
+    redraw()
+  })
+  return el('label', { className: 'play-noise' }, input, ' give the image the noise back that the decoder leaves out')
+}
+
 // -- the page ---------------------------------------------------------------------------------------------------------
 
+function key() {
+  const sample = (who) => el('i', { className: who })
+  return el(
+    'p', { className: 'play-key' }, el('span', {}, 'slider: asked for, the soft target'),
+    el('span', {}, sample('proposed'), 'seen by the proposed classifier'),
+    el('span', {}, sample('judge'), 'seen by the judge of swaps'),
+  )
+}
+
+// The real image of the case that `which` ('a' or 'b') stands for, and what changes it.
+function real(which, sprite) {
+  const parts = picture(`real ${which}`, '')
+  const show = (i) => {
+    asked[which] = i
+    drawTile(parts.canvas, sprite, i)
+    parts.canvas.setAttribute('aria-label', `real image: ${nameOf(i)}`)
+    parts.text.textContent = `${asked.mode === 'mix' ? 'gives r' : which.toUpperCase()}: ${nameOf(i)}`
+  }
+  return { figure: parts.figure, show }
+}
+
 function build(sprite) {
-  const parts = { decoded: picture('decoded', 'decoded'), said: el('p', { className: 'play-said', role: 'status' }), time: el('p', { className: 'play-time' }) }
-  const real = { a: picture('real a', ''), b: picture('real b', '') }
+  const parts = {
+    decoded: picture('decoded', 'decoded'),
+    said: el('p', { className: 'play-said', role: 'status' }),
+    time: el('p', { className: 'play-time' }),
+  }
   const draw = redrawer(parts)
-  const square = names.length === 4 ? pad(redraw) : null
-  const way = path(redraw)
-  function redraw() {
+  const redraw = () => {
     square?.place()
     return draw()
   }
-  const lesion = (which, label) => (i) => {
-    asked[which] = i
-    drawTile(real[which].canvas, sprite, i)
-    real[which].canvas.setAttribute('aria-label', `real image: ${nameOf(i)}`)
-    real[which].text.textContent = `${label()}: ${nameOf(i)}`
-  }
-  const show = { a: lesion('a', () => (asked.mode === 'mix' ? 'gives r' : 'A')), b: lesion('b', () => 'B') }
-  const pick = (which) => (i) => {
-    show[which](i)
+  const square = names.length === 4 ? pad(redraw) : null // a square has four corners
+  const way = path(redraw)
+  const [a, b] = ['a', 'b'].map((which) => real(which, sprite))
+  const pick = (of) => (i) => {
+    of.show(i)
     redraw()
   }
   parts.rows = names.map((name, k) => classRow(name, k, redraw))
-  const stage = el('div', { className: 'play-stage' }, real.a.figure, parts.decoded.figure, ...(square ? [square.figure] : []), real.b.figure)
-  const noise = el('input', { type: 'checkbox' })
-  noise.addEventListener('change', () => {
-    asked.grain = noise.checked
-    redraw()
-  })
   const app = el('div', { className: 'play-app' })
   const mode = (value) => {
     way.stop()
     asked.mode = app.dataset.mode = value
     parts.rows.forEach((row) => (row.slider.disabled = value === 'path'))
-    pick('a')(asked.a)
+    b.show(asked.b)
+    pick(a)(asked.a)
   }
-  const key = el(
-    'p', { className: 'play-key' }, el('span', {}, 'slider: asked for, the soft target'),
-    el('span', {}, el('i', { className: 'proposed' }), 'seen by the proposed classifier'),
-    el('span', {}, el('i', { className: 'judge' }), 'seen by the judge of swaps'),
-  )
+  const modes = [['mix', 'Mix classes'], ['path', 'Go from one case to another']]
   app.append(
-    choice('mode', 'What to do', [['mix', 'Mix classes'], ['path', 'Go from one case to another']], asked.mode, mode),
-    stage, way.whole, key, el('div', { className: 'play-classes' }, ...parts.rows.map((row) => row.row)),
-    el('label', { className: 'play-noise' }, noise, ' give the image the noise back that the decoder leaves out'),
-    picker('a', 'The case that is drawn', sprite, asked.a, pick('a')),
-    picker('b', 'Case B', sprite, asked.b, pick('b')), parts.time, parts.said,
+    choice('mode', 'What to do', modes, asked.mode, mode),
+    el('div', { className: 'play-stage' }, a.figure, parts.decoded.figure, square?.figure ?? '', b.figure),
+    way.whole, key(), el('div', { className: 'play-classes' }, ...parts.rows.map((row) => row.row)), noise(redraw),
+    picker('a', 'The case that is drawn', sprite, asked.a, pick(a)),
+    picker('b', 'Case B', sprite, asked.b, pick(b)), parts.time, parts.said,
   )
-  show.b(asked.b)
   mode(asked.mode)
   return app
 }
@@ -334,7 +352,8 @@ async function start(say) {
 }
 
 function offer() {
-  const button = el('button', { type: 'button', className: 'play-start' }, `Start: loads ${page.dataset.megabytes} MB, once`)
+  const text = `Start: loads ${page.dataset.megabytes} MB, once`
+  const button = el('button', { type: 'button', className: 'play-start' }, text)
   const said = el('p', { role: 'status' }, 'Runs in your browser. Nothing is sent anywhere.')
   button.addEventListener('click', async () => {
     button.disabled = true
