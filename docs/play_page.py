@@ -15,8 +15,8 @@ from runtime import runtime_or_note
 RESULTS = ROOT / "nbs/results/play"
 
 
-def percent(share, digits=0):
-    return f"{100 * share:.{digits}f} %"
+def percent(share):
+    return f"{100 * share:.0f} %"
 
 
 def in_words(shares, classes):
@@ -75,7 +75,7 @@ def texts(facts):
     shares = {k: percent(v) for k, v in measures.items() if k != "n_test"}
     changed = {"off_decoder": off["decoder"], "off_classifiers": max(off["proposed"], off["judge"])}
     return {
-        **{k: percent(v, 2) for k, v in changed.items()},
+        **{k: f"{v:.2g}" for k, v in changed.items()},
         **shares,
         "followed": ", ".join(f"{percent(p)} for {name}" for name, p in facts["followed"].items()),
         "n_test": str(measures["n_test"]),

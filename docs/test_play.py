@@ -187,7 +187,7 @@ def test_another_case_by_arrow_key(page):
     page.locator("input[name=a]").first.focus()
     page.keyboard.press("ArrowRight")
     settled(page)
-    assert "cyst 2" in page.locator(".real.a figcaption").inner_text()
+    assert "cyst 2" in page.locator(".original.a figcaption").inner_text()
     assert np.abs(decoded(page) - before).max() > 5
 
 

@@ -3,7 +3,7 @@
     python tools/play.py runs/demo
 
 nbs/results/play/ gets the networks of fold 1 as ONNX, with their numbers in 16 bits: the decoder, the proposed
-classifier, and the judge of swaps, which has seen real images only. Beside them lie lesions.png and grain.png with a
+classifier, and the judge of swaps, which has seen no decoded image. Beside them lie lesions.png and grain.png with a
 tile for each lesion, strip.png for readers without the networks, and play.json, which holds the codes and says what
 all of it is. nbs/images/mixture.png is an animated PNG.
 """

@@ -264,13 +264,13 @@ function key() {
   )
 }
 
-// The real image of the case that `which` ('a' or 'b') stands for, and what changes it.
-function real(which, sprite) {
-  const parts = picture(`real ${which}`, '')
+// The original image of the case that `which` ('a' or 'b') stands for, and what changes it.
+function original(which, sprite) {
+  const parts = picture(`original ${which}`, '')
   const show = (i) => {
     asked[which] = i
     drawTile(parts.canvas, sprite, i)
-    parts.canvas.setAttribute('aria-label', `real image: ${nameOf(i)}`)
+    parts.canvas.setAttribute('aria-label', `original image: ${nameOf(i)}`)
     parts.text.textContent = `${asked.mode === 'mix' ? 'gives r' : which.toUpperCase()}: ${nameOf(i)}`
   }
   return { figure: parts.figure, show }
@@ -289,7 +289,7 @@ function build(sprite) {
   }
   const square = names.length === 4 ? pad(redraw) : null // a square has four corners
   const way = path(redraw)
-  const [a, b] = ['a', 'b'].map((which) => real(which, sprite))
+  const [a, b] = ['a', 'b'].map((which) => original(which, sprite))
   const pick = (of) => (i) => {
     of.show(i)
     redraw()
