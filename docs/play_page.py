@@ -1,4 +1,4 @@
-"""Make the page Play from docs/play.md and nbs/results/play, which tools/play.py writes from a run.
+"""Make the page Play from docs/play.md and docs/play, which tools/play.py writes from a run.
 
 Readers see one lesion on its way through the classes, a picture a stop, without any script. docs/static/play.js puts a
 button above it, which loads the networks and takes the place of the pictures.
@@ -12,7 +12,7 @@ from html import escape
 from notebooks import ROOT
 from runtime import runtime_or_note
 
-RESULTS = ROOT / "nbs/results/play"
+DATA = ROOT / "docs/play"
 
 
 def percent(share):
@@ -86,8 +86,8 @@ def texts(facts):
 
 def write_play(dest, text):
     "The page, and in extra/play what it loads"
-    facts, target = json.loads((RESULTS / "play.json").read_text(encoding="utf-8")), dest / "extra/play"
-    shutil.copytree(RESULTS, target)
+    facts, target = json.loads((DATA / "play.json").read_text(encoding="utf-8")), dest / "extra/play"
+    shutil.copytree(DATA, target)
     loaded = runtime_or_note()
     for path in loaded:
         shutil.copy(path, target)

@@ -16,7 +16,7 @@ from conftest import SITE
 from PIL import Image
 
 PLAY = SITE / "play"
-FACTS = json.loads((play_page.RESULTS / "play.json").read_text(encoding="utf-8"))
+FACTS = json.loads((play_page.DATA / "play.json").read_text(encoding="utf-8"))
 CLASSES = list(FACTS["classes"])
 LAST = len(FACTS["strip"]["asked"]) - 1
 
@@ -134,7 +134,7 @@ def test_a_browser_that_cannot_run_them_keeps_the_strip(browser, base, networks)
 
 def test_browser_and_torch_agree(page):
     "On the images of the strip, which torch decoded and saw"
-    tiles = np.array(Image.open(play_page.RESULTS / "strip.png")).reshape(FACTS["size"], LAST + 1, -1)
+    tiles = np.array(Image.open(play_page.DATA / "strip.png")).reshape(FACTS["size"], LAST + 1, -1)
     mode(page, "Mix classes")
     case(page, "a", FACTS["strip"]["of"])
     for k, name in enumerate(CLASSES):
@@ -282,7 +282,7 @@ def test_numbers_of_the_text_come_from_the_run():
 
 
 def test_files_are_small():
-    assert sum(p.stat().st_size for p in play_page.RESULTS.iterdir()) < 6e6
+    assert sum(p.stat().st_size for p in play_page.DATA.iterdir()) < 6e6
 
 
 def test_without_networks_the_page_says_so():

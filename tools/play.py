@@ -2,7 +2,7 @@
 
     python tools/play.py runs/demo
 
-nbs/results/play/ gets the networks of fold 1 as ONNX, with their numbers in 16 bits: the decoder, the proposed
+docs/play/ gets the networks of fold 1 as ONNX, with their numbers in 16 bits: the decoder, the proposed
 classifier, and the judge of swaps, which has seen no decoded image. Beside them lie lesions.png and grain.png with a
 tile for each lesion, strip.png for readers without the networks, and play.json, which holds the codes and says what
 all of it is. nbs/images/mixture.png is an animated PNG.
@@ -25,7 +25,7 @@ from liverdis.method.sharp import grain
 from liverdis.study.run import Run, Task
 from liverdis.use.export import exportables, halve, to_onnx
 
-NBS = Path(__file__).resolve().parent.parent / "nbs"
+ROOT = Path(__file__).resolve().parent.parent
 FOLD, PER_CLASS = 1, 6
 HALF = 2e-3  # what 16 bits may change: half a grey level of the screen, a fifth of the per cent that the page shows
 GRAIN = 0.25  # the noise that is black or white in grain.png
@@ -186,7 +186,7 @@ def about(run):
 
 
 def main(folder):
-    run, out = Run(folder), NBS / "results/play"
+    run, out = Run(folder), ROOT / "docs/play"
     if run.info.get("data") != "phantom":
         raise InputError(f"{folder}: is not a run of the phantom; the site shows no pictures of patients")
     out.mkdir(parents=True, exist_ok=True)
@@ -209,9 +209,9 @@ def main(folder):
         "c": short(lesions.c.tolist()),
     }
     write_atomic(out / "play.json", json.dumps(facts, separators=(",", ":")))
-    write_moving(moving(lesions), NBS / "images/mixture.png", lesions.classes)
-    for path in [*sorted(out.iterdir()), NBS / "images/mixture.png"]:
-        print(f"{path.relative_to(NBS.parent)}: {path.stat().st_size / 1000:.0f} kB")
+    write_moving(moving(lesions), ROOT / "nbs/images/mixture.png", lesions.classes)
+    for path in [*sorted(out.iterdir()), ROOT / "nbs/images/mixture.png"]:
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
