@@ -94,4 +94,4 @@ def write_play(dest, text):
     megabytes = round(sum(p.stat().st_size for p in target.iterdir()) / 1e6) if loaded else 0
     body = text((ROOT / "docs/play.md").read_text(encoding="utf-8"))
     given = {**texts(facts), "widget": widget(facts, megabytes)}
-    (dest / "play.md").write_text(re.sub(r"\{\{ (\w+) \}\}", lambda m: given[m[1]], body), encoding="utf-8")
+    (dest / "play.md").write_text(re.sub(r"\{\{(\w+)\}\}", lambda m: given[m[1]], body), encoding="utf-8")
