@@ -42,7 +42,7 @@ def stop(i, facts):
     return f"""<input type="radio" name="stop" aria-label="{words}"{" checked" if i == 0 else ""}>
 <div class="stop"><div class="bar" aria-hidden="true">{bar}</div>
 <img class="tile" src="play/strip.png" alt="decoded image: {words}" style="object-position: {100 * i / (n - 1):.3f}% 0">
-<table><thead><tr><th></th><th scope="col">asked</th><th scope="col">proposed sees</th>
+<table><thead><tr><th scope="col">class</th><th scope="col">asked</th><th scope="col">proposed sees</th>
 <th scope="col">judge sees</th></tr></thead><tbody>{rows}</tbody></table></div>"""
 
 
