@@ -137,12 +137,21 @@ def moving(lesions, side=150, gap=8, steps=10, rest=5):
         yield picture
 
 
+def indexed(frame, colours):
+    """A picture of 128 greys and some colours, with exactly these as its palette."""
+    pixels = np.asarray(frame).astype(int)
+    index = (pixels[..., 0] * 127 + 127) // 255
+    for k, colour in enumerate(colours):
+        index[(pixels == colour).all(-1)] = 128 + k
+    made = Image.fromarray(index.astype(np.uint8))
+    made.putpalette([*np.linspace(0, 255, 128).round().astype(int).repeat(3).tolist(), *sum(colours, ())])
+    return made
+
+
 def write_moving(frames, path, classes, ms=90):
-    """An animated PNG that goes round, all frames with the same 128 greys and the colours of the classes."""
-    palette = Image.new("P", (1, 1))
+    """An animated PNG that goes round, with one palette for all frames, so that only what moves is stored again."""
     colours = [ImageColor.getrgb(CLASS_COLOURS[name]) for name in classes]
-    palette.putpalette([*np.linspace(0, 255, 128).round().astype(int).repeat(3).tolist(), *sum(colours, ())])
-    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    first, *rest = (indexed(frame, colours) for frame in frames)
     first.save(path, save_all=True, append_images=rest, duration=ms, loop=0, optimize=True)
 
 
