@@ -33,6 +33,7 @@ html_title = project
 html_baseurl = f"https://{cfg['user']}.github.io/{cfg['repo']}/"
 html_static_path = [str(here / "static")]
 html_css_files = ["liverdis.css"]
+html_extra_path = [str(here.parent / "_proc/extra")]
 html_favicon = str(here / "static/favicon.svg")
 html_context = {"default_mode": "auto"}
 html_show_sourcelink = False

@@ -24,10 +24,12 @@ from pybtex.database import parse_file
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import notebooks
 from notebooks import PACKAGE, ROOT
+from play_page import write_play
+from runtime import Unavailable
 
 # The story first, then the library room by room as tools/notebooks.py has it, then the cards.
 FOLDERS = ["tutorials", "paper", *notebooks.LIBRARY, "cards"]
-ABOUT = ["changelog", "contributing", "references", "genindex"]
+TRY, ABOUT = ["play"], ["changelog", "contributing", "references", "genindex"]
 
 
 def sections(found):
@@ -346,18 +348,20 @@ def main(dest):
         text.here = local_names(book, books)
         nb = page(book, text)
         if name == "index":
-            nb.cells += [toctree(title, pages) for title, pages in {**sections(books), "About": ABOUT}.items() if pages]
+            contents = {"Try it": TRY, **sections(books), "About": ABOUT}
+            nb.cells += [toctree(title, pages) for title, pages in contents.items() if pages]
         target = dest / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_nb(nb, target)
     text.here = {}
     shutil.copytree(cfg.nbs_path / "images", dest / "images")
     write_texts(dest, text)
+    write_play(dest, text)
     print(f"{len(books)} notebooks, {len(text.cited)} works cited")
 
 
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]))
-    except (ImportError, ValueError) as e:
+    except (ImportError, ValueError, Unavailable) as e:
         sys.exit(f"docs: {e}")

@@ -3,63 +3,16 @@
 Nothing outside the folder may be asked for, so a page that leans on a CDN fails here, with or without a network.
 """
 
-import os
-import shutil
-from functools import partial
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pages
 import pytest
+from browsing import DESK, PHONE, watch
 from pages import ROOT, notebooks
-from playwright.sync_api import sync_playwright
 
 SITE = ROOT / "_docs"
-FLAGS = """
-    --no-sandbox --disable-gpu --disable-quic --no-first-run
-    --disable-background-networking --disable-component-update --disable-sync
-""".split()
-PHONE, DESK = {"width": 375, "height": 800}, {"width": 1300, "height": 900}
 NOTEBOOKS = notebooks.find()
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="session")
-def serve():
-    "Serves a folder on this machine and returns its address"
-    servers = []
-
-    def start(folder):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-        Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}/"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    found = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-    )
-    with sync_playwright() as play:
-        with play.chromium.launch(executable_path=found, args=FLAGS) as launched:
-            yield launched
-
-
-@pytest.fixture(scope="session")
-def base(serve):
-    assert (SITE / "index.html").exists(), "no site in _docs: run `make docs` first"
-    return serve(SITE)
 
 
 class Links(HTMLParser):
@@ -101,18 +54,8 @@ def problems(browser, url):
     "What goes wrong when `url` is opened: requests, console, pictures, formulas, and its width on a desk and a phone"
     with browser.new_context(viewport=DESK) as context:
         context.set_default_timeout(20_000)
-        page, found, home = context.new_page(), [], urlsplit(url).netloc
-        page.on("console", lambda m: found.append(f"console: {m.text}") if m.type == "error" else None)
-        page.on("pageerror", lambda e: found.append(f"script: {e}"))
-        page.on("response", lambda r: found.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-
-        def local(route):
-            if urlsplit(route.request.url).netloc == home:
-                return route.continue_()
-            found.append(f"from outside: {route.request.url}")
-            route.abort()
-
-        page.route("**/*", local)
+        page = context.new_page()
+        found = watch(page, url)
         page.goto(url, wait_until="load")
         if page.locator(".math").count():
             page.wait_for_selector("mjx-container", state="attached")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Kind', 'Phase', 'Preset', 'reproduce', 'study', 'phantom', 'check', 'ingest', 'join', 'Recipe', 'recipe',
-           'predict', 'explore', 'Format', 'figures', 'audit', 'main']
+           'export', 'predict', 'explore', 'Format', 'figures', 'audit', 'main']
 
 # %% ../../nbs/use/cli.ipynb #8fb24f54
 import errno
@@ -613,6 +613,22 @@ def recipe(
         f'next: liverdis ingest {prepared.source} --labels {prepared.labels} --kind {prepared.kind} '
         f'--out {prepared.source.parent}-cohort'
     )
+
+# %% ../../nbs/use/cli.ipynb #e4a07d11
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help='folder of a run')],
+    onnx: Annotated[Path, typer.Option(metavar='DIR', help='folder to write the ONNX files to')],
+    fold: Annotated[int, typer.Option(min=1, help='which fold')] = 1,
+    repeat: Annotated[int, typer.Option(min=0, help='which repeat, from 0')] = 0,
+    arm: Annotated[str, typer.Option(help='whose classifier: an arm of the run, or swap_classifier')] = 'proposed',
+    half: Annotated[bool, typer.Option('--half', help='store numbers in 16 bits: half the size')] = False,
+) -> None:
+    "Write classifier, encoders and decoder of one fold as ONNX files. Research use only, not a medical device."
+    from liverdis.use.export import export_onnx
+
+    for path in export_onnx(run, onnx, fold, repeat, arm, half):
+        _say(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
 
 # %% ../../nbs/use/cli.ipynb #5bc23fd6
 _OutlineOption = Annotated[

@@ -26,7 +26,6 @@ from .retrieval import nearest
 from .swaps import draw_bar, mixture, swap_grid
 from .trained import TrainedFold, open_fold
 
-
 # %% ../../nbs/use/figures.ipynb #77f8f9d7
 def _first_of(fold: TrainedFold, name: str) -> int | None:
     "Row of the first test case of a class."
@@ -54,7 +53,6 @@ def fig1(
     _step(axs[3], '→')
     show_framed(axs[4], decoded[0].numpy(), 'generated', CLASS_COLOURS[name])
     return fig
-
 
 # %% ../../nbs/use/figures.ipynb #6ffb72ae
 def _box(ax: Axes, x: float, y: float, text: str, colour: str) -> None:
@@ -98,7 +96,6 @@ def fig2(
         ax.axis('off')
     return fig
 
-
 # %% ../../nbs/use/figures.ipynb #6373be96
 def _nearest_others(fold: TrainedFold, row: int) -> list[int]:
     "The training case of every other class whose c is nearest (L2, as in training)."
@@ -129,7 +126,6 @@ def fig4(
     draw_bar(first, target.tolist(), fold.classes)
     draw_bar(second, seen.tolist(), fold.classes)
     return fig
-
 
 # %% ../../nbs/use/figures.ipynb #4e67534e
 _SPECIAL = {
@@ -174,7 +170,6 @@ def markdown_table(
     head = [line([table.index.name or '', *table.columns]), '|' + '---|' * (1 + table.shape[1])]
     return '\n'.join([*head, *(line([name, *row]) for name, row in zip(table.index, table.values))]) + '\n'
 
-
 # %% ../../nbs/use/figures.ipynb #5fd979ea
 CLAIMS = {
     'fig1': 'The paper combines c of one sample with r of another. Look: is the generated image of the class of A and '
@@ -210,7 +205,6 @@ def _tables(files: RunFiles) -> dict[str, pd.DataFrame]:
     "Table 2, and a confusion matrix an arm."
     matrices = {f'table3-{arm}': confusion(files.predictions, arm, None).round(1) for arm in arms_of(files.predictions)}
     return {'table2': table2(files.results), **matrices}
-
 
 # %% ../../nbs/use/figures.ipynb #d5006bcb
 _WIDTH = 7.16  # inches, two columns of a page

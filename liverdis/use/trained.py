@@ -23,7 +23,6 @@ from ..method.disentangle import Disentangler, encode
 from ..settings import preset
 from ..study.run import Run, Task, start_run
 
-
 # %% ../../nbs/use/trained.ipynb #a13f0567
 def standardised(
     codes: torch.Tensor,  # (N,code)
@@ -33,7 +32,6 @@ def standardised(
     "Codes in units of their spread over the training part."
     spread = training.std(0)
     return (codes - training.mean(0)) / spread.clamp_min(floor * spread.mean()).clamp_min(1e-12)
-
 
 # %% ../../nbs/use/trained.ipynb #0c91300f
 @dataclass(frozen=True)
@@ -69,7 +67,6 @@ class TrainedFold:
         train = self.rows('train')
         return {'c': standardised(c, self.c[train]), 'r': standardised(r, self.r[train])}
 
-
 # %% ../../nbs/use/trained.ipynb #9668d73c
 def _generator_task(run: Run, fold: int, repeat: int, generator: str) -> Task:
     "The task that trained a generator; `InputError` if there is none."
@@ -85,7 +82,6 @@ def _generator_task(run: Run, fold: int, repeat: int, generator: str) -> Task:
             "of a run; let 'liverdis reproduce' finish"
         )
     return task
-
 
 # %% ../../nbs/use/trained.ipynb #5f0bc838
 def open_fold(
@@ -103,7 +99,6 @@ def open_fold(
     images, labels = load_split(there.rois(), cases.label, everything, there.settings)
     c, r = (encode(e, zip(images.split(256), labels.split(256)))[0] for e in (net.spec_encoder, net.unspec_encoder))
     return TrainedFold(there, task, net, judge, cases, images, labels, c, r)
-
 
 # %% ../../nbs/use/trained.ipynb #8a00d3ec
 EXAMPLE = preset(
