@@ -1,8 +1,8 @@
-"""Draw the pictures on the front page from the stored results: nbs/images/swap.png and nbs/images/arms.png.
+"""Draw the comparison on the front page from the stored results: nbs/images/arms.png.
 
     python tools/readme_figure.py
 
-`make publish` changes the stored run and should be followed by this. Nothing else writes the pictures.
+`make publish` changes the stored run and should be followed by this. Nothing else writes the picture.
 """
 
 import json
@@ -13,35 +13,22 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
 
 from liverdis.study.comparison import compare, draw_comparison  # noqa: E402
 from liverdis.study.evaluate import read_predictions  # noqa: E402
-from liverdis.study.paper_figures import fig3  # noqa: E402
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 
 
-def swaps():
-    """Figure 3 of the stored demo run."""
-    with np.load(NBS / "results/demo/figures.npz") as arrays:
-        return fig3(dict(arrays))
-
-
-def arms():
+def main():
     """All arms of the headline study against as many more real views."""
     headline = NBS / "results/headline"
     ceiling = json.loads((headline / "study.json").read_text())["oracle_accuracy"]
     figure, ax = plt.subplots(figsize=(9, 6.2), layout="constrained")
     draw_comparison(compare(read_predictions(headline / "predictions.csv.gz")), ceiling=ceiling, ax=ax)
-    return figure
-
-
-def main():
-    for name, figure in (("swap", swaps()), ("arms", arms())):
-        target = NBS / f"images/{name}.png"
-        figure.savefig(target, dpi=100, facecolor="white", metadata={"Software": None})
-        print(f"{target.relative_to(NBS.parent)} drawn")
+    target = NBS / "images/arms.png"
+    figure.savefig(target, dpi=100, facecolor="white", metadata={"Software": None})
+    print(f"{target.relative_to(NBS.parent)} drawn")
 
 
 if __name__ == "__main__":
