@@ -29,6 +29,7 @@ from liverdis.cohort.deidentify import load_key, read_private, write_private
 from liverdis.cohort.example import write_example, write_mct_example
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules, load_labels, write_labels
+from liverdis.cohort.phantom.cohort import write_phantom
 from liverdis.cohort.recipes import mct_ltdiag
 from liverdis.core import InputError, write_atomic
 
@@ -163,6 +164,12 @@ def test_a_recipe_replaces_what_a_recipe_made(tmp_path):
     assert (tmp_path / 'hosp/source/1.dcm').read_text() == 'a scan'
     first, again = (contents(mct_ltdiag(tmp_path / 'MCT', tmp_path / 'new').source) for _ in '12')
     assert first == again and first
+
+
+def test_a_phantom_does_not_take_the_place_of_a_cohort(cohort):
+    before = contents(cohort)
+    assert "is not a phantom's" in refusal(write_phantom, cohort, dict(cyst=1))
+    assert contents(cohort) == before
 
 
 def test_another_key_would_remove_every_patient(made, cohort):

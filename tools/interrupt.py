@@ -1,6 +1,6 @@
 """Stop a command at random moments, starve it and crowd it; then run it again and compare with a run left alone.
 
-    interrupt.py ingest                      30 times each attack
+    interrupt.py ingest                      30 times each attack, on small made-up input
     interrupt.py reproduce --times 5         the smoke preset
     interrupt.py study --times 5 --seed 1    a study of two small arms
 
@@ -47,18 +47,20 @@ def ingest(home: Path) -> list[str]:
         write_example(home / f"source/p{k}", f"Name{k}", f"MRN-{k}", k, balls)
     (home / "labels.csv").write_text("name,label\nlivertumor,metastasis\n")
     load_key(home / "key")
-    return "ingest source --labels labels.csv --key key --healthy-per-patient 2 --jobs 2".split()
+    return "ingest source --labels labels.csv --key key --healthy-per-patient 2".split()
 
 
 def reproduce(home: Path) -> list[str]:
     """The smoke preset, whose phantom is part of its folder."""
-    return "reproduce --preset smoke --jobs 2 --device cpu".split()
+    return "reproduce --preset smoke --device cpu".split()
 
 
 def study(home: Path) -> list[str]:
     """Two arms of the smoke preset as a study."""
-    (home / "small.toml").write_text('preset = "smoke"\narms = ["baseline", "mixture"]\nrepeats = 1\n')
-    return "study small.toml --jobs 2 --device cpu".split()
+    (home / "small.toml").write_text(
+        'about = "Smoke?"\npreset = "smoke"\narms = ["baseline", "proposed"]\nrepeats = 1\n'
+    )
+    return "study small.toml --device cpu".split()
 
 
 TARGETS = dict(ingest=ingest, reproduce=reproduce, study=study)
@@ -70,16 +72,16 @@ class Command:
     def __init__(self, target: str, home: Path):
         self.home, self.arguments = home, TARGETS[target](home)
 
-    def start(self, out: Path) -> subprocess.Popen:
+    def start(self, out: Path, jobs: int = 2) -> subprocess.Popen:
         """Begin to run it, in a session of its own."""
         env = os.environ | {MARK: str(out), "COLUMNS": "200"}
         pipe = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        args = [LIVERDIS, *self.arguments, "--out", out / "it"]
+        args = [LIVERDIS, *self.arguments, "--jobs", str(jobs), "--out", out / "it"]
         return subprocess.Popen(args, cwd=self.home, env=env, start_new_session=True, **pipe)
 
     def finish(self, out: Path) -> str:
-        """Run it to its end; what it said on stderr if it failed."""
-        process = self.start(out)
+        """Run it to its end in one process; what it said on stderr if it failed."""
+        process = self.start(out, jobs=1)
         said = process.communicate(timeout=600)[1]
         return said if process.returncode else ""
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed
 
-from ..manifest import Manifest, file_checksum, save_manifest
+from ..manifest import Manifest, file_checksum, load_manifest, save_manifest
 from .dicom import ct_dataset, seg_dataset
 from .lesions import CALIBRATED, COUNTS, Appearance
 from .rendering import Case, render_case
@@ -121,6 +121,13 @@ def _cohort_name(
     return repr((seed, [(counts or COUNTS).get(label, 0) for label in CLASSES], appearance))
 
 
+def _check_place(out: Path) -> None:
+    "`InputError` if the folder has a manifest of something else than a phantom."
+    manifest = out / 'manifest.csv'
+    if manifest.exists() and not load_manifest(manifest).df.image_path.str.startswith('images/').all():
+        raise InputError(f"{manifest}: is not a phantom's, and would be written over; give another folder")
+
+
 def write_phantom(
     out: str | Path,  # folder; made if missing
     counts: dict[str, int] | None = None,  # class to number of lesions; None for the paper's 66/81/65/27
@@ -129,8 +136,9 @@ def write_phantom(
     progress: Callable[[int, int], None] | None = None,  # called with (done, total) after each case
     jobs: int = 1,  # processes side by side
 ) -> Manifest:
-    "Write a cohort: `images/`, `annotations/` and, last, `manifest.csv`; `InputError` for impossible counts."
+    "Write a cohort, `manifest.csv` last; `InputError` for impossible counts, or where another manifest is."
     out, cases, cohort = Path(out), plan_cohort(counts, seed), _cohort_name(counts, seed, appearance)
+    _check_place(out)
     (out / 'manifest.csv').unlink(missing_ok=True)
     rows = []
     written = Parallel(jobs, return_as='generator')(delayed(write_case)(c, appearance, out, cohort) for c in cases)
