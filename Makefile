@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 OUT ?= runs/demo
 TO ?= .
+TIMES ?= 30
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check
@@ -14,8 +15,8 @@ MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 MADE := nbs liverdis pyproject.toml README.md CONTRIBUTING.md
 
-.PHONY: help venv test slowtest reproduce readme publish notebooks export check lint facts docs docstest lock build \
-  wheeltest clean
+.PHONY: help venv test slowtest reproduce readme publish play notebooks export check lint facts fuzz interrupt docs \
+  docstest lock build wheeltest lowtest clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +48,10 @@ publish: $(STAMP) ## keep the small files of OUT (runs/demo) in nbs/results, for
 	mkdir -p nbs/results/$(notdir $(OUT))
 	cp $(addprefix $(OUT)/,results.json predictions.csv figures.npz) nbs/results/$(notdir $(OUT))
 	$(BIN)/python tools/readme_figure.py
+	$(BIN)/python tools/play.py $(OUT)
+
+play: $(STAMP) ## networks, codes and pictures of OUT for the site's page Play, and the front page's moving picture
+	$(BIN)/python tools/play.py $(OUT)
 
 export: $(STAMP) ## format and clean the notebooks, then export them to liverdis/; before every commit
 	$(BIN)/ruff format --quiet
@@ -83,6 +88,13 @@ wheeltest: build ## install the wheel with the newest of everything, in an envir
 	"$$env/bin/pip" install --quiet --disable-pip-version-check --progress-bar off dist/*.whl && "$$env/bin/pip" check && \
 	cd "$$env" && "$$env/bin/python" "$(CURDIR)/tools/try_package.py" "$(CURDIR)/README.md"
 
+fuzz: $(STAMP) ## 10,000 broken files to every reader, into nbs/results/attacks/fuzz.csv; an hour or two
+	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --out nbs/results/attacks/fuzz.csv
+
+interrupt: $(STAMP) ## stop, starve and crowd ingest, reproduce and study at random moments; TIMES=30 of each attack
+	for target in ingest reproduce study; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python tools/interrupt.py $$target --times $(TIMES) || exit 1; done
+
 docs: $(STAMP) ## the site into _docs, from the notebooks as they are stored; a warning is an error
 	rm -rf _docs
 	$(BIN)/python docs/pages.py _proc
@@ -92,6 +104,13 @@ docs: $(STAMP) ## the site into _docs, from the notebooks as they are stored; a 
 
 docstest: $(STAMP) ## the site in a browser: every page, link, picture and width; after `make docs`, with Chromium or Chrome
 	$(BIN)/pytest docs
+
+lowtest: build ## the same with the oldest dependencies that settings.ini allows
+	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv "$$env" && \
+	"$$env/bin/pip" install --quiet --disable-pip-version-check uv && \
+	UV_PYTHON_DOWNLOADS=never "$$env/bin/uv" --no-config pip install --quiet --python "$$env/bin/python" \
+	  --resolution lowest-direct dist/*.whl && \
+	cd "$$env" && "$$env/bin/python" "$(CURDIR)/tools/try_package.py" "$(CURDIR)/README.md"
 
 lock: ## settings.ini anew into requirements.lock, for all platforms; keeps what still fits, or LOCK=--upgrade
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \

@@ -12,6 +12,7 @@ parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 lib = cfg["lib_name"]
 readme = here / "README.md"
+EXTRAS = ("pretrained", "cluster", "onnx", "explore")  # liverdis[onnx] and so on
 
 
 def for_pypi(text):
@@ -44,9 +45,8 @@ setup(
     package_data={lib: ["py.typed"], f"{lib}.templates": ["*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
-        "dev": " ".join(cfg[f"{of}_requirements"] for of in ("dev", "bench", "pretrained", "cluster")).split(),
-        "pretrained": cfg["pretrained_requirements"].split(),
-        "cluster": cfg["cluster_requirements"].split(),
+        "dev": " ".join(cfg[f"{of}_requirements"] for of in ("dev", "bench", *EXTRAS)).split(),
+        **{of: cfg[f"{of}_requirements"].split() for of in EXTRAS},
     },
     python_requires=f">={cfg['min_python']}",
     # nbdev finds the API documentation of other libraries through the `nbdev` entry point
