@@ -9,6 +9,7 @@ __all__ = ['needs_decoder', 'serve', 'decode_apart']
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import get_frame
 from pydicom.uid import RLELossless
 
 import liverdis
@@ -34,6 +36,22 @@ def needs_decoder(
     return bool(syntax and syntax.is_compressed and syntax != RLELossless and syntax.is_encapsulated)
 
 # %% ../../nbs/cohort/decoding.ipynb #50fc2636
+_SIZE_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # of JPEG and JPEG-LS
+
+
+def _stream_size(stream: bytes) -> tuple[int, int] | None:
+    "Rows and columns of a compressed image as it says itself; None for another kind of stream"
+    if (at := stream.find(b'\xff\x4f\xff\x51')) >= 0:  # JPEG 2000: start, then size
+        x, y, left, top = struct.unpack('>4I', stream[at + 8 : at + 24])
+        return y - top, x - left
+    at = 2
+    while stream[at : at + 1] == b'\xff' and len(stream) > at + 9:
+        if stream[at + 1] in _SIZE_MARKERS:
+            return struct.unpack('>HH', stream[at + 5 : at + 9])
+        at += 2 + int.from_bytes(stream[at + 2 : at + 4], 'big')
+    return None
+
+# %% ../../nbs/cohort/decoding.ipynb #3ac0d8c1
 _MEMORY = 3 * MOST_BYTES  # of the process; the file, the values and the decoder's own
 
 
@@ -45,6 +63,9 @@ def _dataset(path: str, changed_ns: int) -> FileDataset:
 
 def _decode(path: str, frame: int | None) -> np.ndarray:
     ds = _dataset(path, os.stat(path).st_mtime_ns)
+    stream = get_frame(ds.PixelData, frame or 0, number_of_frames=int(ds.get('NumberOfFrames') or 1))
+    if _stream_size(stream) not in (None, (ds.Rows, ds.Columns)):
+        raise ValueError(f'the stream is {_stream_size(stream)}, the header says {(ds.Rows, ds.Columns)}')
     return ds.pixel_array if frame is None else pydicom.pixels.pixel_array(ds, index=frame)
 
 
