@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core import CLASS_COLOURS, InputError, write_atomic
-from ..settings import Settings
+from ..settings import Settings, settings_from_dict
 from ..study.evaluate import arms_of, confusion
 from ..study.paper import ARMS
 from ..study.paper_figures import fig3, fig5, show_framed, table3_figure
@@ -119,15 +119,15 @@ def fig4(
     rows = [row, *_nearest_others(fold, row)]
     shares = dict(zip(rows, np.random.default_rng(seed).dirichlet(np.ones(len(rows)))))
     image, target, seen = mixture(fold, row, shares)
-    fig = plt.figure(figsize=(1.5 * (1 + len(rows)), 2.2))
-    grid = fig.add_gridspec(1, 1 + len(rows), left=0.01, right=0.99, top=0.84, bottom=0.04, wspace=0.08)
+    fig = plt.figure(figsize=(1.5 * (1 + len(rows)), 2.5))
+    grid = fig.add_gridspec(1, 1 + len(rows), left=0.01, right=0.99, top=0.84, bottom=0.12, wspace=0.08)
     for i, (case, share) in enumerate(shares.items()):
         name = fold.cases.label[case]
         show_framed(fig.add_subplot(grid[i]), fold.images[case, 0].numpy(), f'{name}\n{share:.0%}', CLASS_COLOURS[name])
-    above, first, second = grid[len(rows)].subgridspec(3, 1, height_ratios=[5, 1, 1], hspace=0.6).subplots()
-    show_framed(above, image[0].numpy(), 'mixture;\ntarget, seen')
-    draw_bar(first, target.tolist(), fold.classes)
-    draw_bar(second, seen.tolist(), fold.classes)
+    above, first, second = grid[len(rows)].subgridspec(3, 1, height_ratios=[6, 1, 1], hspace=0.7).subplots()
+    show_framed(above, image[0].numpy(), 'mixture')
+    draw_bar(first, target.tolist(), fold.classes, 'target: ')
+    draw_bar(second, seen.tolist(), fold.classes, 'seen: ')
     return fig
 
 
@@ -191,7 +191,8 @@ CLAIMS = {
 
 def _drawings(run: str | Path, files: RunFiles) -> dict[str, Callable[[], Figure]]:
     "What a run can draw, by name."
-    classes, arms = files.results['settings']['classes'], [arm for arm in ARMS if arm in arms_of(files.predictions)]
+    classes = settings_from_dict(files.results['settings']).classes
+    arms = [arm for arm in ARMS if arm in arms_of(files.predictions)]
     draw: dict[str, Callable[[], Figure]] = {
         'fig3': lambda: fig3(files.figures, classes),
         'fig5': lambda: fig5(files.figures, classes),

@@ -51,6 +51,7 @@ def draw_bar(
     ax: Axes,
     probabilities: Sequence[float],  # (K,)
     classes: Sequence[str],  # (K,)
+    before: str = '',  # written before the class
 ) -> None:
     "Probabilities as one bar in the colours of the classes, with the largest in words."
     starts = np.cumsum([0, *probabilities[:-1]])
@@ -58,7 +59,7 @@ def draw_bar(
         ax.barh(0, p, left=start, color=CLASS_COLOURS[name], height=1)
     best = int(np.argmax(probabilities))
     ax.set(xlim=(0, 1), ylim=(-0.5, 0.5), xticks=[], yticks=[])
-    ax.set_xlabel(f'{classes[best]} {probabilities[best]:.0%}', fontsize=8, labelpad=2)
+    ax.set_xlabel(f'{before}{classes[best]} {probabilities[best]:.0%}', fontsize=8, labelpad=2)
 
 
 def show_judged(
