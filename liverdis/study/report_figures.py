@@ -100,7 +100,7 @@ def draw_reliability(
     ax.plot([0, 1], [0, 1], color='0.6', lw=1, ls='--')
     for i, arm in enumerate(arms):
         bins = reliability(predictions, arm)
-        style = {'color': _DOTS[i % 6], 'marker': 'osD^vP'[i % 6]}
+        style: dict[str, Any] = {'color': _DOTS[i % 6], 'marker': 'osD^vP'[i % 6]}
         ax.plot(bins.confidence, bins.accuracy, lw=1, label=arm, ms=4, **style)
         ax.scatter(bins.confidence, bins.accuracy, s=250 * bins.n / bins.n.sum(), alpha=0.5, **style)
     ax.set(

@@ -18,6 +18,7 @@ __all__ = [
 
 # %% ../../nbs/use/swaps.ipynb #daa13d25
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -71,7 +72,8 @@ def show_judged(
     title: str = '',
 ) -> None:
     "A decoded image, and under it what the swap classifier sees."
-    above, below = place.subgridspec(2, 1, height_ratios=[9, 1], hspace=0.02).subplots()
+    cells: Any = place.subgridspec(2, 1, height_ratios=[9, 1], hspace=0.02).subplots()
+    above, below = cells
     show_framed(above, image[0].numpy(), title)
     draw_bar(below, probabilities.tolist(), fold.classes)
 
