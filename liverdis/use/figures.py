@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core import CLASS_COLOURS, InputError, write_atomic
-from ..settings import Settings
+from ..settings import Settings, settings_from_dict
 from ..study.evaluate import arms_of, confusion
 from ..study.paper import ARMS
 from ..study.paper_figures import fig3, fig5, show_framed, table3_figure
@@ -55,45 +55,39 @@ def fig1(
     return fig
 
 # %% ../../nbs/use/figures.ipynb #6ffb72ae
-def _box(ax: Axes, x: float, y: float, text: str, colour: str) -> None:
-    "A network or a thing that passes between networks."
-    style = {'boxstyle': 'round,pad=0.45', 'facecolor': colour, 'edgecolor': '0.3'}
-    ax.text(x, y, text, ha='center', va='center', fontsize=8.5, bbox=style)
+_Part = tuple[float, float, str, str]  # x, y, text, colour
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    style = {'arrowstyle': '->', 'color': '0.3', 'shrinkA': 24, 'shrinkB': 26}
-    ax.annotate('', end, start, arrowprops=style)
+def _phase(ax: Axes, title: str, parts: list[_Part], links: list[tuple[int, int]]) -> None:
+    "One phase: boxes, and arrows between them."
+    for x, y, text, colour in parts:
+        frame = {'boxstyle': 'round,pad=0.45', 'facecolor': colour, 'edgecolor': '0.3'}
+        ax.text(x, y, text, ha='center', va='center', fontsize=8.5, bbox=frame)
+    for i, j in links:
+        style: dict[str, Any] = {'arrowstyle': '->', 'color': '0.3', 'shrinkA': 24, 'shrinkB': 26}
+        ax.annotate('', parts[j][:2], parts[i][:2], arrowprops=style)
+    ys = [y for _, y, *_ in parts]
+    ax.set(xlim=(-0.5, 4.5), ylim=(min(ys) - 0.6, max(ys) + 0.6))
+    ax.set_title(title, loc='left', fontsize=10)
+    ax.axis('off')
 
 
+# %% ../../nbs/use/figures.ipynb #36f1dda9
 def fig2(
     settings: Settings,
 ) -> Figure:
     "Both phases of the disentanglement, with the sizes of a run's networks."
-    size, code, k = f'{settings.roi_size} x {settings.roi_size}', settings.code_size, len(settings.classes)
-    widths = ', '.join(map(str, settings.encoder_widths))
-    fig, axs = plt.subplots(2, 1, figsize=(7.2, 4.4), height_ratios=[1, 1.9], layout='constrained')
-    blue, red, grey = '#cfe3f5', '#f7d5c8', '#eeeeee'
-    parts = {
-        axs[0]: [((0, 0), f'image\n{size}', grey), ((1, 0), f'$E_C$\n{widths}', blue), ((2, 0), f'c\n{code}', blue)]
-        + [((3, 0), f'classifier\n{k} classes', grey), ((4, 0), 'cross\nentropy', 'white')],
-        axs[1]: [((0, 1), f'image\n{size}', grey), ((1, 2), '$E_C$, frozen', blue), ((1, 0), '$E_R$', red)]
-        + [((2, 2), f'c\n{code}', blue), ((2, 0), f'r\n{code}', red), ((3, 1), '$G_R$', grey)]
-        + [((4, 1), f'image\n{size}', 'white'), ((3, -0.6), f'adversary\nλ = {settings.lam:g}', grey)],
-    }
-    links = {
-        axs[0]: [(0, 1), (1, 2), (2, 3), (3, 4)],
-        axs[1]: [(0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 5), (5, 6), (4, 7)],
-    }
-    for ax, title in zip(axs, ('(a) phase 1', '(b) phase 2')):
-        for place, text, colour in parts[ax]:
-            _box(ax, *place, text, colour)
-        for i, j in links[ax]:
-            _arrow(ax, parts[ax][i][0], parts[ax][j][0])
-        ys = [place[1] for place, *_ in parts[ax]]
-        ax.set(xlim=(-0.5, 4.5), ylim=(min(ys) - 0.6, max(ys) + 0.6))
-        ax.set_title(title, loc='left', fontsize=10)
-        ax.axis('off')
+    size, k = f'image\n{settings.roi_size} x {settings.roi_size}', len(settings.classes)
+    c, r = (f'{name}\n{settings.code_size}' for name in 'cr')
+    widths, adversary = ', '.join(map(str, settings.encoder_widths)), f'adversary\nλ = {settings.lam:g}'
+    blue, red, grey, white = '#cfe3f5', '#f7d5c8', '#eeeeee', '#ffffff'
+    first: list[_Part] = [(0, 0, size, grey), (1, 0, f'$E_C$\n{widths}', blue), (2, 0, c, blue)]
+    first += [(3, 0, f'classifier\n{k} classes', grey), (4, 0, 'cross\nentropy', white)]
+    second: list[_Part] = [(0, 1, size, grey), (1, 2, '$E_C$, frozen', blue), (1, 0, '$E_R$', red), (2, 2, c, blue)]
+    second += [(2, 0, r, red), (3, 1, '$G_R$', grey), (4, 1, size, white), (3, -0.6, adversary, grey)]
+    fig, (above, below) = plt.subplots(2, 1, figsize=(7.2, 4.4), height_ratios=[1, 1.9], layout='constrained')
+    _phase(above, '(a) phase 1', first, [(0, 1), (1, 2), (2, 3), (3, 4)])
+    _phase(below, '(b) phase 2', second, [(0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 5), (5, 6), (4, 7)])
     return fig
 
 # %% ../../nbs/use/figures.ipynb #6373be96
@@ -116,15 +110,17 @@ def fig4(
     rows = [row, *_nearest_others(fold, row)]
     shares = dict(zip(rows, np.random.default_rng(seed).dirichlet(np.ones(len(rows)))))
     image, target, seen = mixture(fold, row, shares)
-    fig = plt.figure(figsize=(1.5 * (1 + len(rows)), 2.2))
-    grid = fig.add_gridspec(1, 1 + len(rows), left=0.01, right=0.99, top=0.84, bottom=0.04, wspace=0.08)
+    fig = plt.figure(figsize=(1.5 * (1 + len(rows)), 2.5))
+    grid = fig.add_gridspec(1, 1 + len(rows), left=0.01, right=0.99, top=0.84, bottom=0.12, wspace=0.08)
     for i, (case, share) in enumerate(shares.items()):
         name = fold.cases.label[case]
         show_framed(fig.add_subplot(grid[i]), fold.images[case, 0].numpy(), f'{name}\n{share:.0%}', CLASS_COLOURS[name])
-    above, first, second = grid[len(rows)].subgridspec(3, 1, height_ratios=[5, 1, 1], hspace=0.6).subplots()
-    show_framed(above, image[0].numpy(), 'mixture;\ntarget, seen')
-    draw_bar(first, target.tolist(), fold.classes)
-    draw_bar(second, seen.tolist(), fold.classes)
+    cells = grid[len(rows)].subgridspec(3, 1, height_ratios=[6, 1, 1], hspace=0.7)
+    stacked: Any = cells.subplots()
+    above, first, second = stacked
+    show_framed(above, image[0].numpy(), 'mixture')
+    draw_bar(first, target.tolist(), fold.classes, 'target: ')
+    draw_bar(second, seen.tolist(), fold.classes, 'seen: ')
     return fig
 
 # %% ../../nbs/use/figures.ipynb #4e67534e
@@ -186,7 +182,8 @@ CLAIMS = {
 
 def _drawings(run: str | Path, files: RunFiles) -> dict[str, Callable[[], Figure]]:
     "What a run can draw, by name."
-    classes, arms = files.results['settings']['classes'], [arm for arm in ARMS if arm in arms_of(files.predictions)]
+    classes = settings_from_dict(files.results['settings']).classes
+    arms = [arm for arm in ARMS if arm in arms_of(files.predictions)]
     draw: dict[str, Callable[[], Figure]] = {
         'fig3': lambda: fig3(files.figures, classes),
         'fig5': lambda: fig5(files.figures, classes),
@@ -208,7 +205,7 @@ def _tables(files: RunFiles) -> dict[str, pd.DataFrame]:
 
 # %% ../../nbs/use/figures.ipynb #d5006bcb
 _WIDTH = 7.16  # inches, two columns of a page
-_STYLE: dict[str, Any] = {'pdf.fonttype': 42, 'svg.fonttype': 'none', 'svg.hashsalt': 'liverdis', 'savefig.dpi': 300}
+_STYLE: Any = {'pdf.fonttype': 42, 'svg.fonttype': 'none', 'svg.hashsalt': 'liverdis', 'savefig.dpi': 300}
 
 
 def _save(draw: Callable[[], Figure], path: Path) -> None:

@@ -281,7 +281,8 @@ def draw_explained(
 ) -> Figure:
     "Slice with outline and map, probabilities, and the nearest training lesions."
     fig = plt.figure(figsize=(10, 6.4), layout='constrained')
-    above, below = fig.subfigures(2, 1, height_ratios=[2, 1])
+    halves: Any = fig.subfigures(2, 1, height_ratios=[2, 1])
+    above, below = halves
     left, right = above.subplots(1, 2, width_ratios=[1, 1.3])
     _draw_slice(p, left, (settings.window_centre, settings.window_width))
     if e.look is not None:

@@ -8,6 +8,7 @@ __all__ = ['swap_grid', 'draw_bar', 'show_judged', 'draw_swap_grid', 'mixed_imag
 
 # %% ../../nbs/use/swaps.ipynb #daa13d25
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,6 +40,7 @@ def draw_bar(
     ax: Axes,
     probabilities: Sequence[float],  # (K,)
     classes: Sequence[str],  # (K,)
+    before: str = '',  # written before the class
 ) -> None:
     "Probabilities as one bar in the colours of the classes, with the largest in words."
     starts = np.cumsum([0, *probabilities[:-1]])
@@ -46,7 +48,7 @@ def draw_bar(
         ax.barh(0, p, left=start, color=CLASS_COLOURS[name], height=1)
     best = int(np.argmax(probabilities))
     ax.set(xlim=(0, 1), ylim=(-0.5, 0.5), xticks=[], yticks=[])
-    ax.set_xlabel(f'{classes[best]} {probabilities[best]:.0%}', fontsize=8, labelpad=2)
+    ax.set_xlabel(f'{before}{classes[best]} {probabilities[best]:.0%}', fontsize=8, labelpad=2)
 
 
 def show_judged(
@@ -58,7 +60,8 @@ def show_judged(
     title: str = '',
 ) -> None:
     "A decoded image, and under it what the swap classifier sees."
-    above, below = place.subgridspec(2, 1, height_ratios=[9, 1], hspace=0.02).subplots()
+    cells: Any = place.subgridspec(2, 1, height_ratios=[9, 1], hspace=0.02).subplots()
+    above, below = cells
     show_framed(above, image[0].numpy(), title)
     draw_bar(below, probabilities.tolist(), fold.classes)
 

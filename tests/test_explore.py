@@ -1,0 +1,116 @@
+"""The explorer in a real browser, as a person uses it; and pages that show names from files."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from liverdis.study.evaluate import read_predictions
+from liverdis.study.report import write_report
+from liverdis.study.report_figures import hardest
+from liverdis.use.trained import example_run
+
+RESULTS = Path(__file__).resolve().parent.parent / "nbs/results/demo"
+FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
+SERVE = "import sys; from liverdis.use.explore import serve; serve(sys.argv[1], ready=lambda a: print(a, flush=True))"
+DECODED = "[...document.querySelectorAll('img[alt=decoded]')].map(i => i.src).join()"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return example_run(tmp_path_factory.mktemp("explore") / "a run, ü")
+
+
+@pytest.fixture(scope="module")
+def address(run):
+    "Where the explorer of the run is served"
+    pytest.importorskip("voila", reason="the extra liverdis[explore] is not installed")
+    server = subprocess.Popen([sys.executable, "-c", SERVE, run.folder], stdout=subprocess.PIPE, text=True)
+    line = next((line for line in server.stdout if line.startswith("http")), None)
+    yield line.strip()
+    server.send_signal(signal.SIGINT)
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("needs Chromium or Chrome")
+    with pytest.importorskip("playwright.sync_api").sync_playwright() as play:
+        with play.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as launched:
+            yield launched
+
+
+def watched(browser, home, **how):
+    "A page, and a list of what goes wrong on it: console, scripts, requests to another host"
+    page, found = browser.new_context(**how).new_page(), []
+    page.set_default_timeout(90_000)
+    page.on("console", lambda m: found.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: found.append(str(e)))
+    ours = (home, home.replace("http", "ws", 1), "data:", "blob:")
+    page.on("request", lambda r: None if r.url.startswith(ours) else found.append(f"outside: {r.url}"))
+    return page, found
+
+
+def tab(page, name):
+    page.locator(".lm-TabBar-tab", has_text=name).first.click()
+
+
+def test_a_person_moves_a_slider(address, browser):
+    "With the keyboard alone: the picture changes, nothing fails, nothing is asked of another host"
+    home = address.split("/?")[0]
+    page, found = watched(browser, home, viewport={"width": 1280, "height": 900})
+    page.goto(address)
+    page.wait_for_selector(".jupyter-widgets img")
+    names = page.locator(".lm-TabBar-tab").all_inner_texts()
+    assert [n.strip() for n in names] == ["Swap", "Mix", "Retrieve", "Map", "Look"]
+    tab(page, "Mix")
+    before = page.evaluate(DECODED)
+    share = page.locator(".noUi-handle:visible").nth(4)  # of the second class
+    share.focus()
+    assert share.evaluate("e => e === document.activeElement")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"{DECODED} !== {before!r}")
+    for name in ("Retrieve", "Map", "Look", "Swap"):
+        tab(page, name)
+        page.wait_for_function("[...document.querySelectorAll('img')].filter(i => i.offsetParent).length > 0")
+    assert page.evaluate("[...document.images].every(i => i.alt)")
+    page.set_viewport_size({"width": 390, "height": 800})
+    tab(page, "Mix")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert found == []
+
+
+def test_nothing_without_the_token(address, browser):
+    page, _ = watched(browser, address.split("/?")[0])
+    page.goto(address.split("?")[0])
+    assert "login" in page.url and page.locator(".jupyter-widgets").count() == 0
+
+
+def test_the_token_is_on_no_command_line(address):
+    token = address.split("token=")[1]
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            assert token.encode() not in process.read_bytes()
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue
+
+
+def test_names_from_files_are_escaped_in_the_report(tmp_path):
+    "A case whose id is a script, and which is so hard that the report names it"
+    for name in ("results.json", "predictions.csv"):
+        shutil.copy(RESULTS / name, tmp_path)
+    table = read_predictions(tmp_path / "predictions.csv")
+    table.loc[table.case_id == hardest(table).index[0], "case_id"] = "<script>alert(1)</script>"
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    page = write_report(tmp_path).read_text()
+    assert "&lt;script&gt;alert(1)" in page and not re.search("<script", page)
