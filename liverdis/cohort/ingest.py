@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 
 from .. import __version__
 from .annotation.readers import given_labels, list_structures, read_structures
@@ -710,17 +710,17 @@ def _in_turn(
     "The results of calls in their order, None for one that ends its process."
     done = 0
     try:
-        for result in Parallel(jobs, return_as='generator', batch_size=1, pre_dispatch=2 * jobs)(calls):
+        for result in Parallel(jobs, return_as='generator', batch_size=1)(calls):
             done += 1
             yield result
     except BrokenProcessPool:
         if jobs == 2 and len(calls) == 1:
             yield None
             return
-        alone, rest = calls[done : done + 2 * jobs], calls[done + 2 * jobs :]
-        for call in alone:
+        begun = done + 2 * effective_n_jobs(jobs)  # joblib's pre_dispatch
+        for call in calls[done:begun]:
             yield from _in_turn([call], 2)
-        yield from _in_turn(rest, jobs)
+        yield from _in_turn(calls[begun:], jobs)
 
 
 @dataclass(eq=False)
