@@ -8,9 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from typer.testing import CliRunner
+
+from liverdis.core import InputError
+from liverdis.study.experiment import _lost_workers
+from liverdis.use.cli import app
 
 LIVERDIS = Path(sys.executable).with_name("liverdis")
 REALDATA = Path(os.environ.get("LIVERDIS_REALDATA", Path(__file__).parents[2] / "shared" / "realdata"))
@@ -81,10 +87,15 @@ def test_measures_of_each_fold(straight):
         assert fold["r_sensitivity"] == fold["test_mse_other_r"] / fold["test_mse"]
 
 
+def called(out, *options):
+    "The command inside this process, which has imported everything"
+    return CliRunner().invoke(app, list(map(str, command(out, *options)[1:])))
+
+
 def refused(out, *options):
     "The one line by which the command refuses"
-    r = subprocess.run(command(out, *options), capture_output=True, text=True)
-    assert r.returncode == 2 and len(r.stderr.strip().splitlines()) == 1, r.stderr
+    r = called(out, *options)
+    assert r.exit_code == 2 and len(r.stderr.strip().splitlines()) == 1, r.output
     return r.stderr
 
 
@@ -114,7 +125,8 @@ def test_changed_network_is_found(unfinished):
 
 
 def test_warnings_are_stored_and_printed(straight, unfinished):
-    r = subprocess.run(command(unfinished), check=True, capture_output=True, text=True)
+    r = called(unfinished)
+    assert r.exit_code == 0, r.output
     found, before = (json.loads((p / "results.json").read_text())["folds"] for p in (unfinished, straight))
     assert [f["warnings"] for f in found] == [f["warnings"] for f in before]
     said = [text for f in found for text in f["warnings"]]
@@ -153,3 +165,13 @@ def test_predict_on_real_ct(straight):
     )
     assert r.returncode == 0, r.stderr
     assert all(c in r.stdout for c in ("cyst", "metastasis", "hemangioma", "healthy")) and "synthetic" in r.stdout
+
+
+def test_task_that_kills_its_workers_is_one_line():
+    "Dask gives such a task up"
+    scheduler = pytest.importorskip("distributed.scheduler", reason="needs Dask: pip install 'liverdis[cluster]'")
+    worker = SimpleNamespace(address="tcp://127.0.0.1:1")
+    with pytest.raises(InputError, match="^run_task-1: was lost with 4 workers.*tcp://127.0.0.1:1") as e:
+        with _lost_workers():
+            raise scheduler.KilledWorker("run_task-1", worker, 3)
+    assert "\n" not in str(e.value)
