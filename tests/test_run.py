@@ -2,14 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from typer.testing import CliRunner
+
+from liverdis.core import InputError
+from liverdis.study.experiment import _lost_workers
+from liverdis.use.cli import app
 
 LIVERDIS = Path(sys.executable).with_name("liverdis")
 REALDATA = Path(os.environ.get("LIVERDIS_REALDATA", Path(__file__).parents[2] / "shared" / "realdata"))
@@ -73,10 +80,71 @@ def test_measures_of_each_fold(straight):
         shares = {"probe_r_accuracy", "probe_c_accuracy", "majority_accuracy", "swap_to_code", "swap_to_image"}
         shares |= {"swap_classifier_accuracy", "swap_classifier_rebuilt_accuracy"}
         shares |= {"probe_r_svm_accuracy", "real_or_decoded"}
-        errors = {"test_mse", "test_mse_other_r", "r_sensitivity", "pca_mse", "ssim", "spectrum_gap"}
+        errors = {"test_mse", "test_mse_other_r", "r_sensitivity", "pca_mse", "mean_image_mse"}
+        errors |= {"ssim", "spectrum_gap"}
         assert fold.keys() == shares | errors
         assert all(0 <= fold[k] <= 1 for k in shares)
         assert fold["r_sensitivity"] == fold["test_mse_other_r"] / fold["test_mse"]
+
+
+def called(out, *options):
+    "The command inside this process, which has imported everything"
+    return CliRunner().invoke(app, list(map(str, command(out, *options)[1:])))
+
+
+def refused(out, *options):
+    "The one line by which the command refuses"
+    r = called(out, *options)
+    assert r.exit_code == 2 and len(r.stderr.strip().splitlines()) == 1, r.output
+    return r.stderr
+
+
+@pytest.fixture
+def unfinished(straight, tmp_path):
+    "A copy of the run in which fold 3 lacks its last task"
+    shutil.copytree(straight, tmp_path / "run")
+    for name in ("results.json", "weights/r0_f3_proposed.json"):
+        (tmp_path / "run" / name).unlink()
+    return tmp_path / "run"
+
+
+def test_case_moved_from_test_to_training_is_found(straight, tmp_path):
+    "Even when the run is finished and would only be shown"
+    shutil.copytree(straight, tmp_path / "run")
+    folds = tmp_path / "run" / "folds.csv"
+    folds.write_text(folds.read_text().replace(",test", ",train", 1))
+    assert "folds.csv" in refused(tmp_path / "run")
+
+
+def test_changed_network_is_found(unfinished):
+    "By the task that needs it, in a process of its own"
+    weights = unfinished / "weights" / "r0_f3_disentangle.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert weights.name in refused(unfinished)
+
+
+def test_warnings_are_stored_and_printed(straight, unfinished):
+    r = called(unfinished)
+    assert r.exit_code == 0, r.output
+    found, before = (json.loads((p / "results.json").read_text())["folds"] for p in (unfinished, straight))
+    assert [f["warnings"] for f in found] == [f["warnings"] for f in before]
+    said = [text for f in found for text in f["warnings"]]
+    assert any("never learned" in text for text in said)  # two epochs teach no adversary
+    assert all(text in r.stdout.replace("\n", " ") for text in said) and "mean nothing" in r.stdout
+
+
+def test_full_disk(straight, tmp_path):
+    "One line, and nothing that looks finished"
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a small disk takes root")
+    try:
+        refused(disk / "run", "--manifest", str(straight / "phantom" / "manifest.csv"))
+        assert not list(disk.rglob("results.json"))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_no_two_processes_in_one_run(straight):
@@ -97,3 +165,13 @@ def test_predict_on_real_ct(straight):
     )
     assert r.returncode == 0, r.stderr
     assert all(c in r.stdout for c in ("cyst", "metastasis", "hemangioma", "healthy")) and "synthetic" in r.stdout
+
+
+def test_task_that_kills_its_workers_is_one_line():
+    "Dask gives such a task up"
+    scheduler = pytest.importorskip("distributed.scheduler", reason="needs Dask: pip install 'liverdis[cluster]'")
+    worker = SimpleNamespace(address="tcp://127.0.0.1:1")
+    with pytest.raises(InputError, match="^run_task-1: was lost with 4 workers.*tcp://127.0.0.1:1") as e:
+        with _lost_workers():
+            raise scheduler.KilledWorker("run_task-1", worker, 3)
+    assert "\n" not in str(e.value)

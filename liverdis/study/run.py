@@ -94,7 +94,7 @@ def _checksum(content: bytes) -> str:
 def _refuse_changed(path: Path, now: str, recorded: str | None, remedy: str) -> None:
     "`InputError` if a file is not the one that was recorded."
     if recorded is not None and now != recorded:
-        raise InputError(f'{path}: is not as it was written, or was changed since: {remedy}')
+        raise InputError(f'{path}: was changed since it was written: {remedy}')
 
 # %% ../../nbs/study/run.ipynb #12814309
 def _save_weights(path: Path, model: nn.Module) -> None:
