@@ -175,7 +175,7 @@ IMPOSSIBLE = {  # attribute -> whether a value of it can never be, in a file tha
     "RescaleSlope": lambda v: v != "0.5",
     "RescaleIntercept": lambda v: v in ("nan", "inf", "1e30", "abc", "", DELETE),
     "ImagePositionPatient": lambda v: v in ("nan", "inf", "1e30", "abc"),
-    "ImageOrientationPatient": lambda v: v not in ("", DELETE),
+    "ImageOrientationPatient": lambda v: v not in ("", "-1", DELETE),  # -1 mirrors the slice
     "SliceThickness": lambda v: v in ("nan", "inf", "1e30", "-1", "abc"),
     "NumberOfFrames": lambda v: v not in ("", DELETE),
     "Modality": lambda v: True,

@@ -189,7 +189,7 @@ def _require_bits(ds: Dataset, stored: np.ndarray, path: Any) -> None:
         return
     if syntax and not syntax.is_encapsulated and syntax.is_little_endian:
         written = np.frombuffer(ds.PixelData, stored.dtype, stored.size)
-        if np.mean(written != stored.ravel()) > 0.05:
+        if np.mean(written[::7] != stored.ravel()[::7]) > 0.05:
             raise InputError(
                 f"{path}: values need more than BitsStored {ds.BitsStored}; fetch it again from its source"
             )
@@ -229,7 +229,7 @@ def read_pixels(
 
 # %% ../../nbs/cohort/ct.ipynb #043649e1
 def _require_hounsfield(hu: np.ndarray, where: Any) -> None:
-    "`InputError` if most values of a slice cannot be HU, by some of its pixels; or one is no number"
+    "`InputError` if too many values of a slice cannot be HU, by some of its pixels"
     some = hu[:: 1 + hu.shape[0] // 256, :: 1 + hu.shape[1] // 256]
     above = np.mean(some > 4000)
     if above > 0.1 or above + np.mean(some < -1100) > 0.5:
@@ -237,8 +237,6 @@ def _require_hounsfield(hu: np.ndarray, where: Any) -> None:
         raise InputError(
             f"{where}: too many values are no Hounsfield units (median {median}); fetch it from its source"
         )
-    if not np.isfinite(hu).all():
-        raise InputError(f"{where}: holds values that are no numbers (NaN); save it with air for them")
 
 # %% ../../nbs/cohort/ct.ipynb #264cfbbe
 def _hounsfield(ds: Dataset, flat: Dataset, stored: np.ndarray, path: Any) -> np.ndarray:
@@ -377,9 +375,7 @@ def read_slice(
     "Read a CT slice into Hounsfield units; `InputError` names the file, what is wrong and what to do."
     ds = read_dicom(path) if frame is None else _cached_dicom(Path(path), Path(path).stat().st_mtime_ns)
     _require_ct(ds, path)
-    frames = frame_numbers(ds)
-    _require_units(flat_attributes(ds, 0), path)
-    _check_frame(frame, frames, path)
+    _check_frame(frame, frame_numbers(ds), path)
     fields = header_fields(ds, path, frame)
     return CTSlice(hu=_hounsfield(ds, flat_attributes(ds, frame or 0), read_pixels(ds, path, frame), path), **fields)
 
@@ -549,6 +545,8 @@ def read_hu(
         found, expected = f"{hu.shape[0]} x {hu.shape[1]}", f"{header.shape[0]} x {header.shape[1]}"
         raise InputError(f"{header.where}: is {found} pixels, not {expected}; fetch it again from its source")
     hu = np.asarray(hu, np.float32)
+    if not np.isfinite(hu).all():
+        raise InputError(f"{header.where}: holds values that are no numbers (NaN); save it with air for them")
     _require_hounsfield(hu, header.where)
     return CTSlice(hu=hu.clip(AIR), **vars(header))
 

@@ -160,7 +160,7 @@ def parse_dicom(
     pixels: bool = True,  # read the pixels too
 ) -> FileDataset:
     "`pydicom.dcmread` within the limits; it raises what pydicom does."
-    start = file.read(4096)
+    start = file.read(1024)
     file.seek(0)
     if _SYNTAX_TAG in start and _DEFLATED not in start:
         return pydicom.dcmread(file, stop_before_pixels=not pixels)
