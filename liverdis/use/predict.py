@@ -8,7 +8,6 @@ __all__ = [
     'read_image',
     'Prediction',
     'classify',
-    'load_network',
     'predict',
     'draw',
     'Explanation',
@@ -33,7 +32,6 @@ import pydicom
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from safetensors import SafetensorError
 from torch import nn
 
 from ..cohort.annotation.readers import kind_of_name, read_mask
@@ -41,14 +39,14 @@ from ..cohort.annotation.tables import table_kind
 from ..cohort.ct import CTSlice, read_hu, read_slice, upright, volume_headers
 from ..cohort.roi import Box, crop, lesion_box
 from ..cohort.volumes import is_volume
-from ..core import CLASS_COLOURS, InputError, brief, show_hu
+from ..core import CLASS_COLOURS, InputError, show_hu
 from ..method.data import to_roi
 from ..settings import Settings
 from ..study.paper_figures import show_framed
 from ..study.run import Run, Task
 from .retrieval import nearest, unlike
 from .saliency import lay_on_slice, occlusion
-from .trained import TrainedFold, open_fold
+from .trained import TrainedFold, load_network, open_fold
 
 
 # %% ../../nbs/use/predict.ipynb #61639dca
@@ -133,25 +131,7 @@ def classify(
     return Prediction(table, ct, mask, box, x[0])
 
 
-# %% ../../nbs/use/predict.ipynb #74a3e495
-def load_network(
-    run: Run,
-    task: Task,  # finished
-) -> nn.Module:  # in evaluation mode
-    "The network of a task, if its record says that it is this task's. Raises `InputError`."
-    record, where = run.record(task), f'{run.folder}/weights/{task.name}'
-    if (kind := record.get('task', {}).get('kind')) != task.kind:
-        raise InputError(f"{where}.json: is the record of '{kind}'; train this task again")
-    if tuple(record.get('classes', ())) != run.settings.classes:
-        raise InputError(f'{where}.json: has other classes, or another order, than run.json; train this task again')
-    try:
-        return run.network(task)
-    except (RuntimeError, OSError, SafetensorError) as e:
-        raise InputError(
-            f'{where}.safetensors: does not fit the settings ({brief(e)}); train this task again'
-        ) from None
-
-
+# %% ../../nbs/use/predict.ipynb #f62eaf69
 def _tasks(run: Run, arm: str) -> list[Task]:
     "The finished classifiers of an arm; `InputError` if there is none."
     every = product(range(run.info['repeats']), range(1, run.info['n_folds'] + 1), [arm])
