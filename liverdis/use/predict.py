@@ -13,7 +13,7 @@ __all__ = [
     'Explanation',
     'explain',
     'notice',
-    'draw_explained',
+    'draw_evidence',
     'as_json',
 ]
 
@@ -278,7 +278,7 @@ def _draw_nearest(p: Prediction, e: Explanation, axs: Sequence[Axes]) -> None:
         show_framed(ax, image[0].numpy(), case.label, CLASS_COLOURS[case.label])
 
 
-def draw_explained(
+def draw_evidence(
     p: Prediction,
     e: Explanation,
     settings: Settings,  # for the window
