@@ -1,5 +1,6 @@
 """The explorer in a real browser, as a person uses it; and pages that show names from files."""
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from liverdis.study.evaluate import read_predictions
 from liverdis.study.report import write_report
 from liverdis.study.report_figures import hardest
+from liverdis.use.explore import _free_port, _wait
 from liverdis.use.trained import example_run
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs/results/demo"
@@ -103,6 +105,38 @@ def test_the_token_is_on_no_command_line(address):
             assert token.encode() not in process.read_bytes()
         except (FileNotFoundError, PermissionError, ProcessLookupError):
             continue
+
+
+@pytest.fixture
+def lab(run, tmp_path):
+    "The address of a notebook with one cell in JupyterLab"
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+    source = f"from liverdis.use.explore import explore\n\nexplore({str(run.folder)!r})"
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": source}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "look.ipynb").write_text(json.dumps(notebook))
+    port, token = _free_port(), "a-token"
+    options = ["--no-browser", f"--port={port}", f"--IdentityProvider.token={token}", "--allow-root", "--ip=127.0.0.1"]
+    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    _wait(server, port)
+    yield f"http://127.0.0.1:{port}/lab/tree/look.ipynb?token={token}"
+    server.terminate()
+    server.wait(20)
+
+
+def test_in_jupyterlab(lab, browser):
+    "Run the cell, move a slider with the keyboard, and the picture changes"
+    page, _ = watched(browser, lab.split("/lab")[0], viewport={"width": 1280, "height": 900})
+    page.goto(lab)
+    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_selector(".jp-OutputArea .lm-TabBar-tab")
+    page.locator(".jp-OutputArea .lm-TabBar-tab", has_text="Mix").first.click()
+    before = page.evaluate(DECODED)
+    page.locator(".jp-OutputArea .noUi-handle:visible").nth(4).focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"{DECODED} !== {before!r}")
 
 
 def test_names_from_files_are_escaped_in_the_report(tmp_path):

@@ -672,7 +672,7 @@ def predict(
     else:
         _say_prediction(answer, why, arm, trained_on=Run(run).info.get('data', ''))
     if figure:
-        p.draw_explained(answer, why, Run(run).settings).savefig(figure, dpi=120)
+        p.draw_evidence(answer, why, Run(run).settings).savefig(figure, dpi=120)
 
 # %% ../../nbs/use/cli.ipynb #0b0046a7
 def _say_prediction(answer: 'Prediction', why: 'Explanation', arm: str, trained_on: str) -> None:

@@ -71,7 +71,6 @@ def _phase(ax: Axes, title: str, parts: list[_Part], links: list[tuple[int, int]
     ax.set_title(title, loc='left', fontsize=10)
     ax.axis('off')
 
-
 # %% ../../nbs/use/figures.ipynb #36f1dda9
 def fig2(
     settings: Settings,

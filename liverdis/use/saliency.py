@@ -93,7 +93,7 @@ def _draw_class(axs: Any, net: nn.Module, image: torch.Tensor, name: str, k: int
     show_framed(axs[0], grey, f'{name}: {p:.0%}')
     _overlay(axs[1], grey, grad_cam(net, image, k), 'Grad-CAM', signed=False)
     _overlay(axs[2], grey, hires_cam(net, image, k), 'HiResCAM', signed=False)
-    _overlay(axs[3], grey, fall, f'occlusion: {100 * fall.max():.0f} points at most', signed=True)
+    _overlay(axs[3], grey, fall, f'occlusion: up to {100 * fall.max():.0f} %-points', signed=True)
 
 
 def draw_look(
