@@ -49,6 +49,7 @@ publish: $(STAMP) ## keep the small files of OUT (runs/demo) in nbs/results, for
 	cp $(addprefix $(OUT)/,results.json predictions.csv figures.npz) nbs/results/$(notdir $(OUT))
 	$(BIN)/python tools/readme_figure.py
 	$(BIN)/python tools/play.py $(OUT)
+	$(BIN)/python tools/swap_figure.py $(OUT)
 
 play: $(STAMP) ## networks, codes and pictures of OUT for the site's page Play, and the front page's moving picture
 	$(BIN)/python tools/play.py $(OUT)
