@@ -380,6 +380,17 @@ def test_empty_pixels_and_rows_that_are_no_number(good, stack, tmp_path):
     assert "bytes for" in refused(outlined("dicom-mask", stack), tmp_path / "in/image_1")
 
 
+def test_a_mask_without_an_orientation(good, tmp_path):
+    shutil.copytree(good / "ct", tmp_path / "in/ct")
+    shutil.copytree(good / "dicom-mask", tmp_path / "in/masks")
+    for path in (p for p in (tmp_path / "in/masks").rglob("*") if p.is_file()):
+        ds = pydicom.dcmread(path)
+        del ds.ImageOrientationPatient
+        ds.save_as(path)
+    _, problems = scan_folder(tmp_path / "in")
+    assert "lies on the slices of no CT series" in " ".join(p.reason for p in problems)
+
+
 def test_a_volume_with_nan_in_one_slice(tmp_path):
     values = np.random.default_rng(0).normal(0, 200, (32, 32, 4)).astype(np.float32)
     values[5, 5, 1] = np.nan

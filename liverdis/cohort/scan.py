@@ -306,7 +306,7 @@ def _on_grid(headers: Sequence[SliceHeader], series: Series, beyond: bool = Fals
     a, b = headers[0], series.slices[0]
     if not _same_pixels(a, b):
         return False
-    if a.position_mm is None or b.position_mm is None:
+    if None in (a.position_mm, b.position_mm, a.orientation, b.orientation):
         return a.position_mm is b.position_mm and len(headers) == len(series.slices)
     asked, positions = (np.array([h.normal_position_mm for h in part]) for part in (headers, series.slices))
     if beyond:
@@ -319,9 +319,9 @@ def _on_grid(headers: Sequence[SliceHeader], series: Series, beyond: bool = Fals
 def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:
     "Whether the middle of a volume lies within the series"
     first, last = series.slices[0], series.slices[-1]
-    if first.position_mm is None or headers[0].position_mm is None:
-        return False
     middle = headers[len(headers) // 2]
+    if None in (first.position_mm, middle.position_mm, first.orientation, middle.orientation):
+        return False
     centre = np.array(middle.position_mm) + middle.axes[:, :2] @ (np.array(middle.shape) / 2)
     row, col, height = first.to_pixels([centre])[0]
     depth = last.normal_position_mm - first.normal_position_mm
@@ -578,7 +578,7 @@ def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | P
     paths = tuple(h.path for h in headers)
     try:
         return Annotation('dicom-mask', paths, _by_grid(headers, paths[0], tree), headers=headers)
-    except InputError as e:
+    except Exception as e:  # whatever a header may say
         return problem_of(paths[0], e)
 
 # %% ../../nbs/cohort/scan.ipynb #0064673a
