@@ -296,7 +296,7 @@ _PARTS = ['train', 'valid', 'test']
 def check_folds(
     folds: pd.DataFrame,  # as of `fold_table`; a case without a part takes no part in that fold
 ) -> None:
-    "`InputError` if a patient is in two parts of a fold, a part is empty, or the training part lacks a class."
+    "`InputError` if a patient is in two parts of a fold, a part is empty, or a class has under two training cases."
     for repeat, table in folds.groupby('repeat'):
         for fold in [name for name in table if name.startswith('fold_')]:
             where, used = f"folds, repeat {repeat}, {fold.replace('_', ' ')}", table[table[fold].isin(_PARTS)]
@@ -306,8 +306,11 @@ def check_folds(
             labels = used.groupby(fold).label.agg(set)
             if empty := set(_PARTS) - set(labels.index):
                 raise InputError(f"{where}: no case for {', '.join(sorted(empty))}; give every part some cases")
-            if lacking := set(used.label) - labels['train']:
-                raise InputError(f"{where}: no {', '.join(sorted(lacking))} to train on; use fewer folds or more cases")
+            train = used.label[used[fold] == 'train'].value_counts()
+            if few := [label for label in sorted(set(used.label)) if train.get(label, 0) < 2]:
+                raise InputError(
+                    f"{where}: fewer than two cases of {', '.join(few)} to train on; use fewer folds or more cases"
+                )
 
 # %% ../../nbs/study/run.ipynb #22304c6b
 def _store_rois(folder: Path, manifest: Manifest, settings: Settings) -> None:
