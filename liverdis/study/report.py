@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from ..core import CLASSES, InputError, write_atomic
 from ..settings import Settings, provenance, settings_from_dict
+from . import guards
 from liverdis.study.comparison import (
     BETTER,
     EQUAL,
@@ -305,35 +306,35 @@ def _percent(x: float) -> str:
     return f'{100 * x:.0f} %'
 
 
-def _least(guess: float, n: float) -> float:
-    "The share of `n` cases that a probe must get right to beat guessing by two standard errors."
-    return guess + 2 * (guess * (1 - guess) / n) ** 0.5
-
-
-def _class_left(accuracy: float, guess: float, n: float) -> bool:
-    "Whether a probe right in a share `accuracy` of `n` cases beats guessing by more than two standard errors."
-    return accuracy > _least(guess, n)
+_LEFT = {
+    guards.SHOWN: 'class is left in r',
+    guards.NOT_SHOWN: 'no class shown to be left in r',
+    guards.TOO_FEW: 'too few cases to say whether class is left in r',
+}
 
 
 def _probes(mean: dict[str, float], n: float) -> str:
     r, c, guess = (mean[key] for key in ('probe_r_accuracy', 'probe_c_accuracy', 'majority_accuracy'))
-    left = 'class is left in r' if _class_left(r, guess, n) else 'no class shown to be left in r'
-    if not _class_left(c, guess, n):
+    left = _LEFT[guards.class_in_code(r, guess, n)]
+    if guards.class_in_code(c, guess, n) != guards.SHOWN:
         left = 'it is not read from c either, so this says nothing about r'
     return (
         f'On average over folds, a fresh linear probe reads the class from r in {_percent(r)} of unseen cases; '
-        f'the most frequent class alone gives {_percent(guess)}, and with {n:.0f} cases '
-        f'{_percent(_least(guess, n))} would be needed to tell the two apart: {left}. '
+        f'the most frequent class alone gives {_percent(guess)}. With {n:.0f} cases: {left}. '
         f'From c the probe reads it in {_percent(c)}.'
     )
 
 # %% ../../nbs/study/report.ipynb #0b3ad7fc
+_FOLLOWS = {
+    'c': 'c carries more of the class than r',
+    'r': 'c does not carry the class',
+    None: 'which of the two codes carries the class is not shown',
+}
+
+
 def _swaps(mean: dict[str, float], n: float) -> str:
     code, image = mean['swap_to_code'], mean['swap_to_image']
-    beyond = 2 * ((code + image - (code - image) ** 2) / n) ** 0.5  # two standard errors, a case counted once
-    verdict = 'c carries more of the class than r' if code > image else 'c does not carry the class'
-    if abs(code - image) <= beyond:
-        verdict = 'which of the two codes carries the class is not shown'
+    verdict = _FOLLOWS[guards.swap_follows(code, image, n)]
     return (
         f'After a swap, the swap classifier sees the class of c in {_percent(code)} of the images and the class of r '
         f"in {_percent(image)}: {verdict}. On real images it is right in {_percent(mean['swap_classifier_accuracy'])}."

@@ -184,7 +184,7 @@ def _provenance(run: Run) -> dict[str, Any]:
         cost[task.kind] = round(cost.get(task.kind, 0) + run.record(task)['wall_time_s'], 1)
     return {**{k: run.info[k] for k in about}, 'settings': run.info['settings'], 'compute_time_s': cost}
 
-# %% ../../nbs/study/studies.ipynb #65b79d40
+# %% ../../nbs/study/studies.ipynb #d157cdc6
 def machine(
     jobs: int | None = None,  # processes side by side, if their number was chosen
 ) -> str:
@@ -229,7 +229,7 @@ def _inputs(study: Study, folder: Path, settings: Settings, jobs: int) -> tuple[
     pool = phantom(folder / 'pool', {k: n * scale for k, n in counts.items()}, POOL_SEED, jobs=jobs)
     return cohort, with_pool(cohort, pool, folder / 'joined.csv')
 
-# %% ../../nbs/study/studies.ipynb #8b8cf017
+# %% ../../nbs/study/studies.ipynb #41c12611
 def _oracle(study: Study, folder: Path, joined: Manifest, tested: set[str], **how: Any) -> tuple[Path, float]:
     "Weights of the oracle, trained now if they are not there, and its accuracy on the cohort."
     run = train_oracle(folder / 'oracle', joined, tested, variants(study)[0].settings, **how)

@@ -318,7 +318,7 @@ def explore(
     except InputError as e:
         tabs['Look'] = widgets.HTML(html.escape(str(e)))
     data = html.escape(str(there.run.info.get('data', 'own data')))
-    about = f'<b>Fold {fold} of repeat {repeat}</b>, {len(there.rows("test"))} test cases, data: {data}. {_NOTE}'
+    about = f'<b>Fold {fold} of repeat {repeat + 1}</b>, {len(there.rows("test"))} test cases, data: {data}. {_NOTE}'
     return widgets.VBox([widgets.HTML(about), widgets.Tab(list(tabs.values()), titles=list(tabs))])
 
 # %% ../../nbs/use/explore.ipynb #6f882d15
