@@ -20,7 +20,7 @@ ROW = 3  # the spoiled row as a spreadsheet counts, header included
 def cohort(tmp_path_factory):
     return write_phantom(
         tmp_path_factory.mktemp("cohort") / "phantom",
-        counts=dict(cyst=3, metastasis=3, hemangioma=3, healthy=3),
+        counts=dict(cyst=6, metastasis=6, hemangioma=6, healthy=6),
         seed=3,
     ).root
 
@@ -149,4 +149,4 @@ def test_annotation_kinds_have_the_names_of_the_library(kind):
 
 def test_a_good_manifest_passes(cohort):
     r = CliRunner().invoke(app, ["check", str(cohort / "manifest.csv")])
-    assert r.exit_code == 0 and "all 12 lesions can be used" in r.output
+    assert r.exit_code == 0 and "all 24 lesions can be used" in r.output

@@ -137,6 +137,7 @@ def test_in_jupyterlab(lab, browser):
     page.locator(".jp-OutputArea .noUi-handle:visible").nth(4).focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function(f"{DECODED} !== {before!r}")
+    assert page.evaluate(DECODED) != before
 
 
 def test_names_from_files_are_escaped_in_the_report(tmp_path):

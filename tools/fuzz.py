@@ -53,7 +53,15 @@ import formats  # noqa: E402
 
 from liverdis.cohort.annotation.readers import list_structures, read_structures  # noqa: E402
 from liverdis.cohort.annotation.structures import SliceStack  # noqa: E402
-from liverdis.cohort.ct import AIR, read_headers, read_hu, read_slice, sort_slices, volume_headers, write_slice  # noqa: E402
+from liverdis.cohort.ct import (  # noqa: E402
+    AIR,
+    read_headers,
+    read_hu,
+    read_slice,
+    sort_slices,
+    volume_headers,
+    write_slice,
+)
 from liverdis.cohort.example import write_example  # noqa: E402
 from liverdis.cohort.headers import UnreadEntry, index_files  # noqa: E402
 from liverdis.cohort.ingest import Ingested, ingest  # noqa: E402
