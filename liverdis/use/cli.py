@@ -141,7 +141,7 @@ class Preset(str, Enum):
 
 _PresetOption = Annotated[
     Preset,
-    typer.Option(help='paper: Table 1 at full width; demo: about ten minutes on two cores; smoke: seconds'),
+    typer.Option(help='paper: Table 1 at full width; demo: ten to twenty minutes on two cores; smoke: seconds'),
 ]
 _LesionsOption = Annotated[Path | None, typer.Option(help='CSV of lesions; without it the synthetic phantom is made')]
 _RunOption = Annotated[Path | None, typer.Option(help='folder of the run', show_default='runs/PRESET')]
