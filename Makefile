@@ -126,12 +126,14 @@ clean: ## remove what is built or cached; runs/, phantom/ and .venv stay
 
 venv: $(STAMP) ## only the environment
 
-# An interrupted install leaves no stamp and is taken up again.
+# An interrupted install leaves no stamp and is taken up again. The lock names every package, so nothing is resolved
+# (pip 23 would look beyond it for what an extra like coverage[toml] needs); `pip check` says whether all of it fits.
 $(STAMP): requirements.lock settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = tuple(map(int, "$(MIN_PYTHON)".split("."))); sys.exit(0 if sys.version_info >= v else \
 	  f"liverdis needs Python $(MIN_PYTHON) or newer and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.x ...")'
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	@echo 'installing requirements.lock into .venv: some minutes and, on Linux, 3 GB the first time'
-	$(PIP) -r requirements.lock
+	$(PIP) --no-deps -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check --disable-pip-version-check
 	@touch $@
