@@ -41,7 +41,7 @@ notebooks: $(STAMP) ## run the notebooks whose outputs are stale and store what 
 
 readme: $(STAMP) ## README.md from what nbs/index.ipynb says and shows, and the list of notebooks in CONTRIBUTING.md
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index.ipynb | \
-	  sed -E 's@\]\(([a-z0-9_/]+\.(ipynb|png)(#[^)]*)?)\)@](nbs/\1)@g' >$(TO)/README.md
+	  sed -E 's@\]\(([a-z0-9_/]+\.(ipynb|png)(#[^)]*)?)\)@](nbs/\1)@g' | cat -s >$(TO)/README.md
 	$(BIN)/python tools/notebooks.py --map $(TO)/CONTRIBUTING.md
 
 publish: $(STAMP) ## keep the small files of OUT (runs/demo) in nbs/results, for notebooks and README, and draw the latter's picture
