@@ -34,6 +34,7 @@ FOLDERS = LIBRARY | AROUND
 # Imports leave a choice; where they do, this decides (a folder stands for what is in it), and after it the name.
 PREFERRED = """
     findings
+    tutorials/one_sitting tutorials/look_inside tutorials/own_ct tutorials/refusals
     cohort/manifest cohort/folds cohort/ct cohort/annotation cohort/roi cohort/healthy cohort/scan cohort/labels
     cohort/cases cohort/duplicates cohort/deidentify cohort/ownership cohort/case_files cohort/qc cohort/ingest
     cohort/example cohort/recipes cohort/joining cohort/sources cohort/phantom
