@@ -8,6 +8,7 @@ __all__ = ['MOST_POINTS', 'fill_polygons', 'is_pixel_chain', 'fill_chains', 'lis
 # %% ../../../nbs/cohort/annotation/contours.ipynb #c3ce8352
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def _add_border(mask: np.ndarray, points: np.ndarray, row: np.ndarray, col: np.n
         if 0 <= r < mask.shape[0]:
             mask[int(r), max(0, int(np.ceil(min(c, d)))) : max(0, int(np.floor(max(c, d))) + 1)] = True
 
-
+# %% ../../../nbs/cohort/annotation/contours.ipynb #0236f4d1
 def _filled_polygon(points: np.ndarray, shape: tuple[int, int], where: str | Path) -> np.ndarray:
     "The pixels whose centres lie inside a polygon or on it"
     row, col = _crossings(points, shape[0], where)
@@ -158,7 +159,7 @@ def _coordinates(contour: Dataset, path: str | Path) -> np.ndarray:  # (N,)
         raise InputError(f"{path}: a contour has {len(said) // 3} points, more than {MOST_POINTS}; draw it with fewer")
     return np.array(said).astype(float) if len(said) else np.zeros(0)
 
-
+# %% ../../../nbs/cohort/annotation/contours.ipynb #2ef128ab
 def _points(contour: Dataset, path: str | Path) -> np.ndarray:  # (N,3) x, y, z in mm
     "The points of a contour; `InputError` if they are no places, or not as many as announced"
     try:
@@ -196,52 +197,61 @@ def _check_distance(off_mm: np.ndarray, stack: SliceStack, rank: int, what: str)
         )
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #7a505ad0
-_CHAINS = 'contours run through pixel centres, as rt-utils draws them: the pixels on the line are counted in'
-
-
+@dataclass(frozen=True, eq=False)
 class _Roi:
     "The contours of one ROI, sorted by slice"
 
-    def __init__(self, name: str, stack: SliceStack, foreign: bool, path: str | Path):
-        self.name, self.stack, self.foreign, self.path = name, stack, foreign, path
-        self.polygons: dict[int, list[np.ndarray]] = defaultdict(list)  # rank -> (N,2) rows and columns
-        self.counts: Counter[str] = Counter()  # what the notes say
+    name: str
+    stack: SliceStack
+    foreign: bool  # drawn in another space than that of the slices
+    path: str | Path
+    polygons: dict[int, list] = field(default_factory=lambda: defaultdict(list))  # rank -> (N,2) rows and columns
+    counts: Counter[str] = field(default_factory=Counter)  # what the notes say
 
-    def rank_by_place(self, points: np.ndarray) -> int | None:
-        if self.foreign:
-            ct = self.stack.slices[0].path
-            raise InputError(f"{self.path}: was drawn on another image than {ct}; give the RTSTRUCT of this series")
-        return self.stack.rank_at(points.mean(0), self.stack.step_mm / 2 + 1e-3)
+# %% ../../../nbs/cohort/annotation/contours.ipynb #ab4bca2b
+def _rank_by_place(points: np.ndarray, roi: _Roi) -> int | None:
+    "Rank of the slice at the place of a contour; `InputError` if its millimetres are those of another image"
+    if roi.foreign:
+        ct = roi.stack.slices[0].path
+        raise InputError(f"{roi.path}: was drawn on another image than {ct}; give the RTSTRUCT of this series")
+    return roi.stack.rank_at(points.mean(0), roi.stack.step_mm / 2 + 1e-3)
 
-    def add(self, contour: Dataset) -> None:
-        "Put a contour on its slice, or count why not"
-        points = _points(contour, self.path)
-        if not _encloses_pixels(contour, points):
-            self.counts['points or open lines left out'] += 1
-            return
-        named = _named_rank(contour, self.stack)
-        rank = self.rank_by_place(points) if named is None else named
-        if rank is None:
-            self.counts['contours lie on no slice of the series'] += 1
-            return
-        row, col, off_mm = self.stack.slices[rank].to_pixels(points).T
-        _check_distance(off_mm, self.stack, rank, f'{self.path}: a contour of {self.name}')
-        if np.ptp(off_mm) > self.stack.step_mm:
-            self.counts['contours across the slices left out'] += 1
-            return
-        self.counts['contours matched by position'] += named is None
-        self.polygons[rank].append(np.stack([row, col], 1))
+# %% ../../../nbs/cohort/annotation/contours.ipynb #94bebcce
+def _add_contour(roi: _Roi, contour: Dataset) -> None:
+    "Put a contour on its slice, or count why not"
+    points = _points(contour, roi.path)
+    if not _encloses_pixels(contour, points):
+        roi.counts['points or open lines left out'] += 1
+        return
+    named = _named_rank(contour, roi.stack)
+    rank = _rank_by_place(points, roi) if named is None else named
+    if rank is None:
+        roi.counts['contours lie on no slice of the series'] += 1
+        return
+    row, col, off_mm = roi.stack.slices[rank].to_pixels(points).T
+    _check_distance(off_mm, roi.stack, rank, f'{roi.path}: a contour of {roi.name}')
+    if np.ptp(off_mm) > roi.stack.step_mm:
+        roi.counts['contours across the slices left out'] += 1
+        return
+    roi.counts['contours matched by position'] += named is None
+    roi.polygons[rank].append(np.stack([row, col], 1))
 
-    def structure(self, key: str) -> Structure:
-        "The filled contours"
-        filled = {}
-        for rank, polygons in sorted(self.polygons.items()):
-            chains = all(map(is_pixel_chain, polygons))
-            fill = fill_chains if chains else fill_polygons
-            filled[rank] = fill(polygons, self.stack.slices[rank].shape, self.path)
-            self.counts[_CHAINS] += chains * len(polygons)
-        notes = tuple(f'{n} {what}' for what, n in self.counts.items() if n)
-        return Structure(key, self.name, {rank: mask for rank, mask in filled.items() if mask.any()}, notes)
+# %% ../../../nbs/cohort/annotation/contours.ipynb #a803100d
+_CHAINS = 'contours run through pixel centres, as rt-utils draws them: the pixels on the line are counted in'
+
+
+def _structure(key: str, roi: _Roi, contours: Iterable[Dataset]) -> Structure:
+    "A ROI with its contours, filled"
+    for contour in contours:
+        _add_contour(roi, contour)
+    masks = {}
+    for rank, polygons in sorted(roi.polygons.items()):
+        chains = all(map(is_pixel_chain, polygons))
+        fill = fill_chains if chains else fill_polygons
+        masks[rank] = fill(polygons, roi.stack.slices[rank].shape, roi.path)
+        roi.counts[_CHAINS] += chains * len(polygons)
+    notes = tuple(f'{n} {what}' for what, n in roi.counts.items() if n)
+    return Structure(key, roi.name, {rank: mask for rank, mask in masks.items() if mask.any()}, notes)
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #b0f9f255
 def _contours(ds: Dataset, path: str | Path) -> dict[str, list[Dataset]]:
@@ -270,10 +280,5 @@ def read_rtstruct(
             f"{path}: holds contours in millimetres, and the CT has no position to compare with; "
             "export the series again"
         )
-    contours, foreign, found = _contours(ds, path), _is_foreign(ds, stack), []
-    for key, name in names.items():
-        roi = _Roi(name, stack, foreign, path)
-        for contour in contours[key]:
-            roi.add(contour)
-        found.append(roi.structure(key))
-    return found
+    contours, foreign = _contours(ds, path), _is_foreign(ds, stack)
+    return [_structure(key, _Roi(name, stack, foreign, path), contours[key]) for key, name in names.items()]

@@ -8,7 +8,6 @@ __all__ = ['MOST_VALUES', 'MOST_LABELS', 'BARE_NOTE', 'OTHER_GRID_NOTE', 'is_lab
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #7162f094
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 from liverdis.cohort.annotation.structures import (
     RESAMPLED_NOTE,
     SliceStack,
+    StackMasks,
     Structure,
     beyond_note,
     resample_onto,
@@ -110,17 +110,23 @@ def whole_numbers(
         )
     return values
 
+# %% ../../../nbs/cohort/annotation/labelmaps.ipynb #e4a968b9
+def _values_of(planes: Iterable[np.ndarray]) -> list[int]:
+    "The values in some slices of whole numbers up to 65535, without 0, ascending"
+    found = np.zeros(65536, bool)
+    for plane in planes:
+        counts = np.bincount(plane.ravel(order='K').astype(np.intp))
+        found[: len(counts)] |= counts > 0
+    return [int(v) for v in np.flatnonzero(found) if v]
 
+# %% ../../../nbs/cohort/annotation/labelmaps.ipynb #2366d35a
 def label_values(
     planes: Iterable[np.ndarray],  # of whole numbers from 0
     path: str | Path,  # for messages
 ) -> list[int]:  # all but 0, ascending
     "The labels in some slices; `InputError` if they are an image."
-    planes, found = list(planes), np.zeros(65536, bool)
-    for plane in planes:
-        counts = np.bincount(plane.ravel(order='K').astype(np.intp))
-        found[: len(counts)] |= counts > 0
-    values = [int(v) for v in np.flatnonzero(found) if v]
+    planes = list(planes)
+    values = _values_of(planes)
     agree, pairs = np.sum([_even(plane) for plane in planes], axis=0) if len(values) > MOST_VALUES else (1, 1)
     if agree < 0.75 * pairs:
         raise InputError(
@@ -156,7 +162,7 @@ def _volume_labels(path: str | Path, layers: list[np.ndarray]) -> Labels:
     key = lambda s: f'{s.layer}:{s.value}' if len(layers) > 1 else f'{s.value}'
     return Labels(stem, {key(s): s for s in (*named, *unnamed)}, named=True)
 
-
+# %% ../../../nbs/cohort/annotation/labelmaps.ipynb #2b5ddb26
 @guarded
 def list_volume_mask(
     paths: Sequence[str | Path],  # one NIfTI, NRRD or MetaImage file
@@ -166,7 +172,6 @@ def list_volume_mask(
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #b9679b5f
 BARE_NOTE = 'neither mask nor CT says where it lies: paired voxel by voxel'
-OTHER_GRID_NOTE = 'has as many voxels as the CT but lies on another grid: look whether its affine is right'
 
 
 def _place_notes(path: str | Path, headers: Sequence[SliceHeader], stack: SliceStack) -> tuple[str, ...]:
@@ -182,6 +187,9 @@ def _place_notes(path: str | Path, headers: Sequence[SliceHeader], stack: SliceS
         raise InputError(f"{path}: has no affine and not the shape of the CT; give the mask of this series")
     return (BARE_NOTE,)
 
+# %% ../../../nbs/cohort/annotation/labelmaps.ipynb #69fc4764
+OTHER_GRID_NOTE = 'has as many voxels as the CT but lies on another grid: look whether its affine is right'
+
 
 def _grid_notes(resampled: bool, headers: Sequence[SliceHeader], stack: SliceStack) -> tuple[str, ...]:
     "What to say of a volume that is not on the grid of the CT"
@@ -189,10 +197,23 @@ def _grid_notes(resampled: bool, headers: Sequence[SliceHeader], stack: SliceSta
     return (RESAMPLED_NOTE, *[OTHER_GRID_NOTE] * alike) if resampled else ()
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #0c8b5610
-def _plane(volume: np.ndarray, key: str, k: int) -> np.ndarray:  # (rows, columns) bool
-    return mask_of(volume[:, :, k], key).T
+def _on_slices(
+    volume: np.ndarray,  # (columns, rows, slices), a label map
+    key: str,
+    headers: Sequence[SliceHeader],  # of its slices
+    stack: SliceStack,
+    path: str | Path,
+) -> StackMasks:
+    "One label on the slices of a series; `InputError` if its volume meets none of them"
+    here = resample_onto(stack, headers, lambda k: mask_of(volume[:, :, k], key).T, path)
+    if not here.overlaps:
+        raise InputError(
+            f"{path}: lies elsewhere than the slices at {stack.slices[0].where}; give the mask of this series, "
+            "or correct its affine"
+        )
+    return here
 
-
+# %% ../../../nbs/cohort/annotation/labelmaps.ipynb #2f75ff1c
 @guarded
 def read_volume_mask(
     paths: Sequence[str | Path],  # one NIfTI, NRRD or MetaImage file
@@ -205,12 +226,7 @@ def read_volume_mask(
     labels, notes = _volume_labels(path, layers), _place_notes(path, headers, stack)
     for key, name in labels.selected(path, keys).items():
         layer = layers[labels.segments[key].layer if key else 0]
-        here = resample_onto(stack, headers, partial(_plane, layer, key), path)
-        if not here.overlaps:
-            raise InputError(
-                f"{path}: lies elsewhere than the slices at {stack.slices[0].where}; give the mask of this series, "
-                "or correct its affine"
-            )
+        here = _on_slices(layer, key, headers, stack, path)
         grid_notes = _grid_notes(here.resampled, headers, stack)
         found.append(Structure(key, name, here.masks, notes + grid_notes + beyond_note(here.beyond)))
     return found

@@ -67,25 +67,35 @@ class _MaskFile:
     position_mm: Sequence[float] | None  # of the first pixel, as in `SliceHeader`
     orientation: Sequence[float] | None
 
+# %% ../../../nbs/cohort/annotation/masks.ipynb #2b9d6dba
+def _fill(stored: np.ndarray, path: Path, offset: int) -> np.ndarray:
+    "Read plain pixels of a file into an array"
+    with open(path, 'rb') as f:
+        f.seek(offset)
+        if f.readinto(stored.data) < stored.size:
+            raise InputError(f"{path}: has changed since the folder was searched; start again")
+    return stored
 
+
+def _parsed(path: Path) -> _MaskFile:
+    "A file of whose header nothing is known yet"
+    ds = read_dicom(path)
+    position = checked_position(ds.get('ImagePositionPatient'), path)
+    orientation = checked_orientation(ds.get('ImageOrientationPatient'), path)
+    return _MaskFile(path, _stored_values(ds, path), position, orientation)
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #8ce6c6c1
 def _mask_files(
     paths: Sequence[Path],
     headers: Sequence[SliceHeader | None],  # of the files, or ()
 ) -> Iterator[_MaskFile]:
     buffers: dict[tuple, np.ndarray] = {}  # by shape
     for path, header in zip_longest(paths, headers):
-        if header is not None and header.offset is not None:
-            stored = buffers.setdefault(header.shape, np.empty(header.shape, np.uint8))
-            with open(path, 'rb') as f:
-                f.seek(header.offset)
-                if f.readinto(stored.data) < stored.size:
-                    raise InputError(f"{path}: has changed since the folder was searched; start again")
-            yield _MaskFile(path, stored, header.position_mm, header.orientation)
+        if header is None or header.offset is None:
+            yield _parsed(path)
         else:
-            ds = read_dicom(path)
-            position = checked_position(ds.get('ImagePositionPatient'), path)
-            orientation = checked_orientation(ds.get('ImageOrientationPatient'), path)
-            yield _MaskFile(path, _stored_values(ds, path), position, orientation)
+            buffer = buffers.setdefault(header.shape, np.empty(header.shape, np.uint8))
+            yield _MaskFile(path, _fill(buffer, path, header.offset), header.position_mm, header.orientation)
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #dcc4b092
 def _require_binary(file: _MaskFile) -> None:
@@ -149,11 +159,14 @@ def _is_beyond(file: _MaskFile, stack: SliceStack) -> bool:
         return False
     return bool(beyond_series(stack, np.array([stack.normal @ np.asarray(file.position_mm, float)]))[0])
 
-
-def _add_mask(masks: dict[int, np.ndarray], rank: int, mask: np.ndarray, path: Path) -> None:
-    "Put a mask on its slice; `InputError` if another one lies there"
+# %% ../../../nbs/cohort/annotation/masks.ipynb #0dd833df
+def _add_mask(masks: dict[int, np.ndarray], rank: int, file: _MaskFile, s: SliceHeader) -> None:
+    "Put a mask on its slice, unless it is empty; `InputError` if another one lies there"
+    if not file.stored.any():
+        return
+    mask = check_shape(file.stored > 0, s, file.path)
     if rank in masks and (mask != masks[rank]).any():
-        raise InputError(f"{path}: lies where another mask of its folder does; keep one structure in a folder")
+        raise InputError(f"{file.path}: lies where another mask of its folder does; keep one structure in a folder")
     masks[rank] = mask
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #1d2de0b3
@@ -170,13 +183,12 @@ def read_dicom_mask(
     beyond: list[InputError] = []
     for file in _mask_files([Path(p) for p in paths], headers):
         _require_binary(file)
-        empty, rank = not file.stored.max(), _rank_of_file(file, stack, len(paths))
+        rank = _rank_of_file(file, stack, len(paths))
         if rank is not None and _fits(file, stack.slices[rank]):
-            if not empty:
-                _add_mask(masks, rank, check_shape(file.stored > 0, stack.slices[rank], file.path), file.path)
-        elif not empty and _is_beyond(file, stack):
+            _add_mask(masks, rank, file, stack.slices[rank])
+        elif file.stored.any() and _is_beyond(file, stack):
             beyond.append(_misplaced(file, stack, rank))
-        elif not empty or len(paths) == 1:
+        elif file.stored.any() or len(paths) == 1:
             raise _misplaced(file, stack, rank)
     if beyond and not masks:
         raise beyond[0]
@@ -186,7 +198,6 @@ def read_dicom_mask(
 PICTURE_KINDS = {  # suffix -> a word of `ANNOTATION_KINDS`
     '.png': 'png-mask', '.tif': 'tiff-mask', '.tiff': 'tiff-mask', '.jpg': 'jpeg-mask', '.jpeg': 'jpeg-mask',
 }  # fmt: skip
-JPEG_NOTE = 'drawn as JPEG, which blurs: cut at half of its brightest value'
 
 
 def _one_channel(image: np.ndarray, path: str | Path) -> np.ndarray:
@@ -206,6 +217,9 @@ def _has_area(mask: np.ndarray) -> bool:
     "Whether a mask holds a block of 3 x 3 pixels"
     columns = mask[:-2] & mask[1:-1] & mask[2:]
     return bool((columns[:, :-2] & columns[:, 1:-1] & columns[:, 2:]).any())
+
+# %% ../../../nbs/cohort/annotation/masks.ipynb #081219e1
+JPEG_NOTE = 'drawn as JPEG, which blurs: cut at half of its brightest value'
 
 
 def _sharpened(image: np.ndarray, path: str | Path) -> np.ndarray:
@@ -227,23 +241,26 @@ class _Picture(NamedTuple):
     values: np.ndarray  # (H,W) whole numbers from 0
     lossy: bool  # it is a JPEG
 
+# %% ../../../nbs/cohort/annotation/masks.ipynb #d5b860cd
+def _opened(path: str | Path) -> tuple[np.ndarray, bool]:
+    "The values of a picture's channels without transparency, and whether it is a JPEG"
+    with Image.open(path, formats=['PNG', 'JPEG', 'TIFF']) as picture:
+        require_size(picture.size, 32, path)
+        if (pages := getattr(picture, 'n_frames', 1)) > 1:
+            raise InputError(f"{path}: holds {pages} pictures; save one picture for each slice")
+        shown = picture.convert('RGB') if picture.mode == 'CMYK' else picture  # in CMYK white is 0
+        image, bands = np.asarray(shown), shown.getbands()
+    return image if image.ndim == 2 else image[..., [b != 'A' for b in bands]], picture.format == 'JPEG'
 
+# %% ../../../nbs/cohort/annotation/masks.ipynb #d34dbadd
 def _picture(path: str | Path) -> _Picture:
     require_file(path)
     try:
-        with Image.open(path, formats=['PNG', 'JPEG', 'TIFF']) as picture:
-            require_size(picture.size, 32, path)
-            pages, lossy = getattr(picture, 'n_frames', 1), picture.format == 'JPEG'
-            shown = picture.convert('RGB') if picture.mode == 'CMYK' else picture  # in CMYK white is 0
-            image, bands = np.asarray(shown), shown.getbands()
+        image, lossy = _opened(path)
     except InputError:
         raise
     except Exception as e:  # Pillow's errors are of many kinds
         raise InputError(f"{path}: cannot be read as PNG, TIFF or JPEG ({brief(e)}); give the mask as PNG") from e
-    if pages > 1:
-        raise InputError(f"{path}: holds {pages} pictures; save one picture for each slice")
-    if image.ndim == 3:
-        image = image[..., [b != 'A' for b in bands]]
     if lossy:
         return _Picture(_sharpened(image, path), lossy)
     return _Picture(whole_numbers(image if image.ndim == 2 else _one_channel(image, path), path), lossy)
@@ -304,7 +321,7 @@ class _Pairing(NamedTuple):
     ranks: list[int]  # of the slice of each picture
     notes: tuple[str, ...] = ()  # what had to be assumed
 
-
+# %% ../../../nbs/cohort/annotation/masks.ipynb #1d3f33bb
 def _pair_by_number(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     "Rules 2 and 3; `InputError` if neither holds"
     numbers, instances = _numbers(paths), _instances(stack, paths[0])
@@ -338,6 +355,12 @@ def _check_picture(values: np.ndarray, s: SliceHeader, path: str | Path) -> None
     if values[[0, 0, -1, -1], [0, -1, 0, -1]].all():
         raise InputError(f"{path}: its corners are not black, so it is drawn on white or is no mask; save it on black")
 
+# %% ../../../nbs/cohort/annotation/masks.ipynb #5301f48b
+def _shown(key: str, ranks: Sequence[int], pictures: Sequence[_Picture]) -> dict[int, np.ndarray]:
+    "Rank -> mask of a structure on the pictures that show it"
+    masks = ((rank, mask_of(p.values, key)) for rank, p in sorted(zip(ranks, pictures), key=itemgetter(0)))
+    return {rank: mask for rank, mask in masks if mask.any()}
+
 # %% ../../../nbs/cohort/annotation/masks.ipynb #bac91550
 @guarded
 def read_pictures(
@@ -353,10 +376,4 @@ def read_pictures(
             _check_picture(picture.values, stack.slices[rank], path)
     if any(picture.lossy for picture in pictures):
         notes += (JPEG_NOTE,)
-    found = []
-    for key, name in names.items():
-        masks = {
-            rank: mask_of(picture.values, key) for rank, picture in sorted(zip(ranks, pictures), key=itemgetter(0))
-        }
-        found.append(Structure(key, name, {rank: mask for rank, mask in masks.items() if mask.any()}, notes))
-    return found
+    return [Structure(key, name, _shown(key, ranks, pictures), notes) for key, name in names.items()]

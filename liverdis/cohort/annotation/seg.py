@@ -102,7 +102,7 @@ _FIELDS = {  # field -> (sequence, attribute in it)
     )
 }
 
-
+# %% ../../../nbs/cohort/annotation/seg.ipynb #fd4f6a89
 _CHECKS: dict[str, Callable[[Any, Any], Any]] = {
     'segment': lambda value, path: int(checked_numbers([value], 1, 0, 65535, f'{path}: ReferencedSegmentNumber')[0]),
     'spacing_mm': lambda value, path: checked_numbers(value, 2, 0.01, 100, f'{path}: PixelSpacing'),
@@ -111,7 +111,7 @@ _CHECKS: dict[str, Callable[[Any, Any], Any]] = {
     'orientation': checked_orientation,
 }
 
-
+# %% ../../../nbs/cohort/annotation/seg.ipynb #dd8a3236
 def _group_fields(
     group: Dataset,  # functional group
     path: str | Path,  # of the file, for messages
@@ -141,29 +141,32 @@ def _source_images(group: Dataset) -> list[Dataset]:
     derivations = group.get('DerivationImageSequence', [])
     return [s for d in derivations for s in d.get('SourceImageSequence', [])]
 
+# %% ../../../nbs/cohort/annotation/seg.ipynb #ac2da54a
+def _names_others(sources: Sequence[Dataset], stack: SliceStack) -> bool:
+    "Whether a frame names source images, and none of a series"
+    return bool(sources) and not any(str(s.get('ReferencedSOPInstanceUID')) in stack.by_uid for s in sources)
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #6846bad9
 def _frame_rank(
     group: Dataset,  # functional group that holds the source images
-    position_mm: Sequence[float] | None,
+    header: SliceHeader,  # of the frame
     same_space: bool,  # the file shares the frame of reference with the slices
     stack: SliceStack,
-    path: Path,
 ) -> int | None:
     "Rank of the slice that a frame was drawn on; `InputError` if it names one and lies elsewhere"
-    here = stack.rank_at(position_mm, SAME_PLACE_MM)
+    here = stack.rank_at(header.position_mm, SAME_PLACE_MM)
     if here is not None and _mentions(group, stack.slices[here]):
         return here
     sources = _source_images(group)
     ranks = {rank for s in sources if (rank := stack.rank_of(s)) is not None}
-    if position_mm is None or not stack.placed:
+    if header.position_mm is None or not stack.placed:
         return ranks.pop() if len(ranks) == 1 else None
     if len(ranks) == 1 and here not in ranks:
         named = stack.slices[ranks.pop()].where
         raise InputError(
-            f"{path}: lies elsewhere than the slice {named} that it names; save it in the geometry of the CT"
+            f"{header.path}: lies elsewhere than the slice {named} that it names; save it in the geometry of the CT"
         )
-    names_others = sources and not any(str(s.get('ReferencedSOPInstanceUID')) in stack.by_uid for s in sources)
-    return None if names_others and not same_space else here
+    return here if same_space or not _names_others(sources, stack) else None
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #afea9a6b
 @dataclass(frozen=True, eq=False)
@@ -199,8 +202,7 @@ def _seg_frames(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collec
         fields.pop('segment', None)
         header = SliceHeader(shape=(ds.Rows, ds.Columns), path=Path(path), **fields)
         sources = group if 'DerivationImageSequence' in group else shared_group
-        rank = _frame_rank(sources, header.position_mm, same_space, stack, Path(path))
-        yield _Frame(index, header, segment, rank)
+        yield _Frame(index, header, segment, _frame_rank(sources, header, same_space, stack))
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #2c35aa17
 def _decoded(ds: Dataset, path: str | Path, indices: list[int]) -> Iterator[np.ndarray]:  # (H,W) each
@@ -266,7 +268,33 @@ def _needs_volume(planes: Sequence[_Plane], stack: SliceStack) -> bool:
         return False
     return all(p.rank is None and _has_geometry(p.header) for p in planes)
 
+# %% ../../../nbs/cohort/annotation/seg.ipynb #a49c6931
+class _Laid(NamedTuple):
+    "The planes of a segment, laid on slices"
+
+    masks: dict[int, np.ndarray]  # rank -> (H,W) bool with at least one pixel
+    resampled: bool
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #38c8c2b0
+def _on_own_slices(planes: Sequence[_Plane], stack: SliceStack, path: str | Path) -> _Laid:
+    "Each plane on the slice of its frame; a segment may have several frames on one slice"
+    masks: dict[int, np.ndarray] = {}
+    resampled = False
+    for plane in planes:
+        if plane.rank is not None:
+            here = _on_own_slice(plane, stack, plane.rank, path)
+            resampled |= here.resampled
+            masks[plane.rank] = masks.get(plane.rank, False) | here.mask
+    return _Laid({rank: mask for rank, mask in sorted(masks.items()) if mask.any()}, resampled)
+
+
+def _as_volume(planes: Sequence[_Plane], stack: SliceStack, path: str | Path) -> _Laid:
+    "All planes resampled as the volume that they make up"
+    ordered = sorted(planes, key=lambda p: p.header.normal_position_mm)
+    found = resample_onto(stack, [p.header for p in ordered], lambda k: ordered[k].mask, path)
+    return _Laid(found.masks, found.resampled)
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #e1b5bf3e
 def _n_beyond(planes: Sequence[_Plane], stack: SliceStack) -> int:
     "Frames that lie before the first slice of the series or after its last"
     places = [p.header.position_mm for p in planes if p.header.position_mm is not None]
@@ -279,20 +307,10 @@ def _seg_structure(
     key: str, name: str, planes: Sequence[_Plane], stack: SliceStack, path: str | Path, notes: tuple[str, ...]
 ) -> Structure:
     "One segment on the slices"
-    masks: dict[int, np.ndarray] = {}
-    resampled, beyond = False, _n_beyond(planes, stack)
-    for plane in planes:
-        if plane.rank is None:
-            continue
-        here = _on_own_slice(plane, stack, plane.rank, path)
-        resampled |= here.resampled
-        if here.mask.any():
-            masks[plane.rank] = masks.get(plane.rank, False) | here.mask
-    if _needs_volume(planes, stack):
-        ordered = sorted(planes, key=lambda p: p.header.normal_position_mm)
-        masks, resampled, *_ = resample_onto(stack, [p.header for p in ordered], lambda k: ordered[k].mask, path)
-    notes += ((RESAMPLED_NOTE,) if resampled else ()) + beyond_note(beyond)
-    return Structure(key, name, dict(sorted(masks.items())), notes)
+    lay = _as_volume if _needs_volume(planes, stack) else _on_own_slices
+    masks, resampled = lay(planes, stack, path)
+    notes += ((RESAMPLED_NOTE,) if resampled else ()) + beyond_note(_n_beyond(planes, stack))
+    return Structure(key, name, masks, notes)
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #8909a2b7
 def _is_about(ds: Dataset, stack: SliceStack) -> bool:

@@ -11,7 +11,7 @@ __all__ = ['SAME_PLACE_MM', 'RESAMPLED_NOTE', 'Structure', 'slice_names', 'Slice
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +40,7 @@ def slice_names(
     folder, name = s.path.parent.name, s.path.name
     return {s.sop_uid, name, s.path.stem, f'{folder}_{name}'} - {''}
 
-
+# %% ../../../nbs/cohort/annotation/structures.ipynb #024b71ca
 class SliceNames:
     "Slices, to be found by what a table or a picture calls them."
 
@@ -75,6 +75,30 @@ def _step_mm(
     least = 2 * SAME_PLACE_MM
     return max(float(np.median(np.diff(positions_mm))), least) if len(positions_mm) > 1 else least
 
+# %% ../../../nbs/cohort/annotation/structures.ipynb #8109f07b
+class _PlacedSlices:
+    "Slices along their normal, to be found by position"
+
+    def __init__(self, slices: Iterable[SliceHeader]):  # ascending along their normal
+        self.slices = list(slices)
+        first = self.slices[0]
+        self.placed = first.position_mm is not None and first.orientation is not None  # knows where it lies
+        positions = [s.normal_position_mm for s in self.slices] if self.placed else [0.0]
+        self.normal = first.axes[:, 2] if self.placed else np.array([0.0, 0.0, 1.0])
+        self.normal_positions_mm = np.array(positions)
+        self.step_mm = _step_mm(self.normal_positions_mm)
+
+    def rank_at(
+        self,
+        point_mm: Sequence[float] | np.ndarray | None,  # x, y, z in the patient
+        within_mm: float,  # greatest distance between point and plane
+    ) -> int | None:
+        "Rank of the slice whose plane is nearest to a point."
+        if not self.placed or point_mm is None:
+            return None
+        distance = np.abs(self.normal_positions_mm - self.normal @ np.asarray(point_mm, float))
+        return int(distance.argmin()) if distance.min() <= within_mm else None
+
 # %% ../../../nbs/cohort/annotation/structures.ipynb #68fa9d17
 def _rank_by_uid(slices: Sequence[SliceHeader]) -> dict[str, dict[int | None, int]]:
     "SOPInstanceUID -> frame -> rank, without the UIDs that several slices share"
@@ -88,21 +112,15 @@ def _rank_by_uid(slices: Sequence[SliceHeader]) -> dict[str, dict[int | None, in
     return dict(unique)
 
 # %% ../../../nbs/cohort/annotation/structures.ipynb #dc6cd1e6
-class SliceStack:
+class SliceStack(_PlacedSlices):
     "The slices of a series, to be found by UID, by name and by position."
 
     def __init__(
         self,
         slices: Iterable[SliceHeader],  # ascending along their normal
     ):
-        self.slices = list(slices)
-        first = self.slices[0]
-        self.placed = first.position_mm is not None and first.orientation is not None  # knows where it lies
+        super().__init__(slices)
         self.names, self.by_uid = SliceNames(self.slices), _rank_by_uid(self.slices)
-        positions = [s.normal_position_mm for s in self.slices] if self.placed else [0.0]
-        self.normal = first.axes[:, 2] if self.placed else np.array([0.0, 0.0, 1.0])
-        self.normal_positions_mm = np.array(positions)
-        self.step_mm = _step_mm(self.normal_positions_mm)
 
     def rank_of(
         self,
@@ -114,17 +132,6 @@ class SliceStack:
             return frames[None]  # a file of one slice: a frame number says nothing more
         number = reference.get('ReferencedFrameNumber')
         return frames.get(number - 1) if isinstance(number, int) else None
-
-    def rank_at(
-        self,
-        point_mm: Sequence[float] | np.ndarray | None,  # x, y, z in the patient
-        within_mm: float,  # greatest distance between point and plane
-    ) -> int | None:
-        "Rank of the slice whose plane is nearest to a point."
-        if not self.placed or point_mm is None:
-            return None
-        distance = np.abs(self.normal_positions_mm - self.normal @ np.asarray(point_mm, float))
-        return int(distance.argmin()) if distance.min() <= within_mm else None
 
 # %% ../../../nbs/cohort/annotation/structures.ipynb #e1e14469
 RESAMPLED_NOTE = 'drawn on another grid, resampled to that of the CT'
@@ -167,7 +174,7 @@ class SliceMask(NamedTuple):
     resampled: bool  # pixels of the slice and of the mask do not pair up one to one
     overlaps: bool  # at least one pixel of the slice lies within the mask's own image
 
-
+# %% ../../../nbs/cohort/annotation/structures.ipynb #1af99081
 def resample_slice(
     mask: np.ndarray,  # (h,w) bool
     header: SliceHeader,  # of the plane that the mask was drawn on
@@ -194,13 +201,25 @@ class StackMasks(NamedTuple):
     overlaps: bool  # at least one slice lies within the volume of the masks
     beyond: int  # masks that lie before the first slice of a series or after its last
 
-
+# %% ../../../nbs/cohort/annotation/structures.ipynb #33e8f3a7
 def _reach_mm(headers: Sequence[SliceHeader], positions_mm: np.ndarray) -> float:
     "How far from a plane a slice may lie that it is used on: half the least step, in mm"
     steps = [d for d in np.diff(positions_mm) if d > SAME_PLACE_MM]
     if headers[0].thickness_mm:
         steps.append(headers[0].thickness_mm)
     return max(min(steps, default=0) / 2, SAME_PLACE_MM) + 1e-3
+
+# %% ../../../nbs/cohort/annotation/structures.ipynb #e1ceb893
+def _nearest_planes(
+    stack: SliceStack, headers: Sequence[SliceHeader], positions_mm: np.ndarray, normal: np.ndarray
+) -> Iterator[tuple[int, int, bool]]:
+    "Of each slice that is near enough to a plane: its rank, the number of the plane, and whether it lies off the plane"
+    reach = _reach_mm(headers, positions_mm)
+    for rank, s in enumerate(stack.slices):
+        distance = np.abs(positions_mm - normal @ s.position_mm)
+        k = int(distance.argmin())
+        if distance[k] <= reach:
+            yield rank, k, bool(distance[k] > SAME_PLACE_MM)
 
 # %% ../../../nbs/cohort/annotation/structures.ipynb #b202d041
 def beyond_series(
@@ -231,18 +250,14 @@ def resample_onto(
     if not stack.placed:
         raise InputError(f"{where}: the CT has no position to compare with; export the series again")
     positions, normal = np.array([h.normal_position_mm for h in headers]), headers[0].axes[:, 2]
-    reach, off_end = _reach_mm(headers, positions), beyond_series(stack, np.sign(normal @ stack.normal) * positions)
     masks, resampled, overlaps = {}, False, False
-    for rank, s in enumerate(stack.slices):
-        distance = np.abs(positions - normal @ s.position_mm)
-        k = int(distance.argmin())
-        if distance[k] > reach:
-            continue
-        here = resample_slice(plane(k), headers[k], s, where)
-        resampled |= here.resampled or bool(distance[k] > SAME_PLACE_MM)
+    for rank, k, lies_off in _nearest_planes(stack, headers, positions, normal):
+        here = resample_slice(plane(k), headers[k], stack.slices[rank], where)
+        resampled |= here.resampled or lies_off
         overlaps |= here.overlaps
         if here.mask.any():
             masks[rank] = here.mask
+    off_end = beyond_series(stack, np.sign(normal @ stack.normal) * positions)
     beyond = sum(bool(plane(int(k)).any()) for k in np.flatnonzero(off_end))
     return StackMasks(masks, resampled, overlaps, beyond)
 

@@ -32,7 +32,7 @@ def _encoding(start: bytes) -> str:
         return 'utf-8-sig' if e.end == len(start) else 'cp1252'  # the last character may be cut
     return 'utf-8-sig'
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #5203c2e4
 def _dialect(path: str | Path) -> dict:  # what `pandas.read_csv` wants to know
     "Encoding and separator of a table"
     with open(path, 'rb') as file:
@@ -41,7 +41,7 @@ def _dialect(path: str | Path) -> dict:  # what `pandas.read_csv` wants to know
     first = start.decode(encoding, 'ignore').split('\n', 1)[0]
     return {'encoding': encoding, 'sep': max(',;\t', key=first.count)}
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #8b08883d
 def _read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
     require_file(path)
     try:
@@ -82,7 +82,7 @@ _ALSO = {  # our name -> other names, without capitals and signs
 }
 _OURS = {also: ours for ours, others in _ALSO.items() for also in (ours.replace('_', ''), *others.split())}
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #1141d656
 def _our_columns(
     columns: Iterable[str],  # as a table has them
 ) -> dict[str, str]:  # to the names used here; a column whose meaning another one has already is left alone
@@ -176,7 +176,7 @@ def _with_lesions(df: pd.DataFrame, path: str | Path) -> pd.DataFrame:
         raise InputError(f"{path}: row {blank[0] + 2} has no lesion; give it the id of its lesion")
     return df
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #c4befa39
 @lru_cache(maxsize=1)
 def _cached_table(path: Path, changed_ns: int) -> pd.DataFrame:
     df = read_table(path)
@@ -203,7 +203,7 @@ def list_table(
     "The lesions of a table, in its order."
     return [(lesion, lesion) for lesion in dict.fromkeys(lesion_table(paths[0]).lesion)]
 
-
+# %% ../../../nbs/cohort/annotation/tables.ipynb #c1e2bba4
 @guarded
 def table_labels(
     paths: Sequence[str | Path],  # one CSV
