@@ -37,7 +37,7 @@ from liverdis.cohort.ct import (
     header_fields,
     volume_headers,
 )
-from .door import checked_numbers, one_line, parse_dicom
+from .door import checked_numbers, one_line, parse_dicom, raise_bug
 from .unread import UnreadKind, unread_dicom, unread_kind
 from .volumes import is_volume, open_volume, volume_kind, volume_segments, volume_stem
 from ..core import InputError, brief
@@ -86,7 +86,7 @@ class Problem:
     reason: str
     failed: bool = True  # it could not be read; False: it is of no use here
 
-
+# %% ../../nbs/cohort/headers.ipynb #ea3cf06a
 @dataclass(frozen=True, eq=False)
 class SeriesFields:
     "What the slices of a series have in common."
@@ -301,6 +301,19 @@ def _plain_offset(
     complete = os.fstat(file.fileno()).st_size >= at + start + n
     return at + start if plain and complete else None
 
+# %% ../../nbs/cohort/headers.ipynb #f13c1934
+def _own_header(shared: SeriesFields, path: Path, raw: dict, file: BinaryIO) -> SliceHeader:
+    "What a slice says about itself, of which the series shares the most"
+    number, position = _raw_text(raw, _INSTANCE), raw.get(_POSITION)
+    return replace(
+        shared.header,
+        path=path,
+        offset=_plain_offset(file, shared.header.shape) if shared.mask else None,
+        sop_uid=_raw_text(raw, _SOP),
+        instance=int(float(number)) if number else None,
+        position_mm=checked_position(position.split(b'\\'), path) if position else None,
+    )
+
 # %% ../../nbs/cohort/headers.ipynb #5a0ac988
 class _SliceReader:
     "Makes entries of slices below `root`, and keeps what the slices of a series share"
@@ -315,20 +328,11 @@ class _SliceReader:
         return [SliceEntry(SliceHeader(**header_fields(ds, path, k)), shared) for k in frame_numbers(ds)]
 
     def slice(self, path: Path, ds: Dataset, raw: dict, file: BinaryIO) -> SliceEntry:
-        "A file of one slice: what the series shares, and what differs"
+        "A file of one slice"
         key = (path.parent, ds.file_meta.get('TransferSyntaxUID'), *map(raw.get, _SHARED))
         if key not in self.known:
             self.known[key] = _series_fields(ds, path, self.root)
-        shared, number, position = self.known[key], _raw_text(raw, _INSTANCE), raw.get(_POSITION)
-        header = replace(
-            shared.header,
-            path=path,
-            offset=_plain_offset(file, shared.header.shape) if shared.mask else None,
-            sop_uid=_raw_text(raw, _SOP),
-            instance=int(float(number)) if number else None,
-            position_mm=checked_position(position.split(b'\\'), path) if position else None,
-        )
-        return SliceEntry(header, shared)
+        return SliceEntry(_own_header(self.known[key], path, raw, file), self.known[key])
 
 # %% ../../nbs/cohort/headers.ipynb #a219cdd6
 def _require_whole_cd(path: Path, directory: Dataset) -> None:
@@ -402,6 +406,7 @@ def problem_of(
     e: Exception,  # what a reader raised
 ) -> Problem:
     "A file that could not be used, with the reason in one line."
+    raise_bug(e)
     if isinstance(e, InputError):
         return Problem(path, one_line(str(e).removeprefix(f'{path}: ')))
     if isinstance(e, OSError):

@@ -491,13 +491,13 @@ def _deeplesion_series(outlines: Iterable[OutlineEntry], files: Iterable[Path]) 
     return made
 
 # %% ../../nbs/cohort/scan.ipynb #7d5e7930
-_LITTER = ('thumbs.db', 'desktop.ini')
-
-
 def _leads_away(path: str, src: str) -> bool:
     "Whether a link to a folder leads to one that holds the source, or into the system"
     to = Path(os.path.realpath(path))
     return Path(src).is_relative_to(to) or to.parts[1:2] in (('proc',), ('sys',), ('dev',))
+
+# %% ../../nbs/cohort/scan.ipynb #c382fc9c
+_LITTER = ('thumbs.db', 'desktop.ini')
 
 
 def _walk(src: Path) -> Iterator[tuple[Path, list[Path], list[Path]]]:
@@ -514,7 +514,7 @@ def _walk(src: Path) -> Iterator[tuple[Path, list[Path], list[Path]]]:
         kept = sorted(n for n in names if not n.startswith('.') and n.lower() not in _LITTER)
         yield Path(folder), [Path(folder) / n for n in kept], [Path(folder) / f for f in links]
 
-
+# %% ../../nbs/cohort/scan.ipynb #3692c4f6
 def _files(src: Path) -> tuple[list[Path], list[Problem]]:
     "All files below a folder, sorted within each folder; and what is no file, or no place to search"
     files: list[Path] = []
