@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault('LIVERDIS_BUGS', 'raise')  # a bug of ours in a reader is no damaged file: see cohort/door
+
 LONGEST = ["test_run.py", "test_ingest.py", "test_phantom.py", "test_two_classes.py"]
 
 

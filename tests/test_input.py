@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from liverdis.cohort import ct
 from liverdis.cohort.annotation.readers import read_mask
 from liverdis.cohort.ct import AIR, read_series, read_slice, write_slice
 from liverdis.cohort.folds import make_folds
@@ -357,3 +358,13 @@ def test_refused_real_files():
     assert 'give the frame, 0 to 2' in one_line(read_slice, REALDATA / 'dcmqi_liver_seg/24x38x3/multiframe/mf.dcm')
     assert 'not CT' in one_line(read_slice, REALDATA / 'dcmqi_liver_seg/liver.dcm')
     assert len(read_series(REALDATA / 'ts_dicom_nifti/example_ct_dicom')) == 20  # empty UIDs, JPEG 2000
+
+
+def test_a_bug_of_ours_is_no_damaged_file(tmp_path, monkeypatch):
+    write_slice(tmp_path / '1.dcm', np.zeros((8, 8)))
+    monkeypatch.setattr(ct, '_hounsfield', lambda: None)  # called with arguments: a TypeError in ct.py
+    with pytest.raises(TypeError):
+        read_slice(tmp_path / '1.dcm')
+    monkeypatch.delenv('LIVERDIS_BUGS')
+    with pytest.raises(InputError, match='1.dcm: damaged file'):  # a user sees no traceback all the same
+        read_slice(tmp_path / '1.dcm')
