@@ -104,7 +104,7 @@ docs: $(STAMP) ## the site into _docs, from the notebooks as they are stored; a 
 	@echo "open _docs/index.html, or: $(BIN)/python -m http.server -d _docs"
 
 docstest: $(STAMP) ## the site in a browser: every page, link, picture and width; after `make docs`, with Chromium or Chrome
-	$(BIN)/pytest docs
+	$(BIN)/pytest -n auto --dist worksteal docs
 
 lowtest: build ## the same with the oldest dependencies that settings.ini allows
 	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv "$$env" && \
