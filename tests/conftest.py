@@ -1,4 +1,7 @@
-LONGEST = ["test_run.py", "test_ingest.py", "test_phantom.py", "test_two_classes.py"]
+LONGEST = [
+    f"test_{name}.py"
+    for name in "run ingest cluster explore benchmarks phantom public_sets fuzz cli identity two_classes".split()
+]
 
 
 def pytest_collection_modifyitems(items):
