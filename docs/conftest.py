@@ -7,7 +7,7 @@ from http.server import ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from browsing import FLAGS, Quiet
+from browsing import DESK, FLAGS, Quiet
 from notebooks import ROOT
 from playwright.sync_api import sync_playwright
 
@@ -38,6 +38,14 @@ def browser():
     with sync_playwright() as play:
         with play.chromium.launch(executable_path=found, args=FLAGS) as launched:
             yield launched
+
+
+@pytest.fixture(scope="session")
+def desk(browser):
+    "One reader of many pages, whose cache holds what they share"
+    with browser.new_context(viewport=DESK) as context:
+        context.set_default_timeout(20_000)
+        yield context
 
 
 @pytest.fixture(scope="session")

@@ -50,11 +50,9 @@ def broken_links(folder):
     return found
 
 
-def problems(browser, url):
+def problems(context, url):
     "What goes wrong when `url` is opened: requests, console, pictures, formulas, and its width on a desk and a phone"
-    with browser.new_context(viewport=DESK) as context:
-        context.set_default_timeout(20_000)
-        page = context.new_page()
+    with context.new_page() as page:
         found = watch(page, url)
         page.goto(url, wait_until="load")
         if page.locator(".math").count():
@@ -82,8 +80,8 @@ def problems(browser, url):
 
 
 @pytest.mark.parametrize("name", html_files(SITE) or ["index.html"])
-def test_page(browser, base, name):
-    assert not problems(browser, base + name)
+def test_page(desk, base, name):
+    assert not problems(desk, base + name)
 
 
 def test_links(base):
@@ -178,12 +176,12 @@ SOUND = "<!doctype html><title>t</title><link rel=icon href=data:,><p id=here>te
     ("<div style='width:2000px'>wide</div>", "pixels wide"),
     ("<mjx-merror>no such macro</mjx-merror>", "formula"),
 ])  # fmt: skip
-def test_page_check_can_fail(browser, serve, tmp_path, html, said):
+def test_page_check_can_fail(desk, serve, tmp_path, html, said):
     (tmp_path / "a.html").write_text(SOUND, encoding="utf-8")
     (tmp_path / "b.html").write_text(SOUND + html, encoding="utf-8")
     url = serve(tmp_path)
-    assert not problems(browser, url + "a.html")
-    assert any(said in p for p in problems(browser, url + "b.html"))
+    assert not problems(desk, url + "a.html")
+    assert any(said in p for p in problems(desk, url + "b.html"))
 
 
 def test_link_check_can_fail(tmp_path):

@@ -2,7 +2,10 @@ import os
 
 os.environ.setdefault('LIVERDIS_BUGS', 'raise')  # a bug of ours in a reader is no damaged file: see cohort/door
 
-LONGEST = ["test_run.py", "test_ingest.py", "test_phantom.py", "test_two_classes.py"]
+LONGEST = [
+    f"test_{name}.py"
+    for name in "run ingest cluster explore benchmarks phantom public_sets fuzz cli identity two_classes".split()
+]
 
 
 def pytest_collection_modifyitems(items):

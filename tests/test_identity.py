@@ -1,12 +1,8 @@
 """Who is who, and what is what: labels, names and identifiers on the shapes of data that once went wrong in silence."""
 
 import csv
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import formats
 import nibabel as nib
@@ -38,9 +34,11 @@ def measured(out):
     return pd.read_csv(out / 'measurements.csv')
 
 
-def command(*args, cwd):
-    program = [Path(sys.executable).with_name('liverdis'), *map(str, args)]
-    return subprocess.run(program, capture_output=True, text=True, cwd=cwd, env=os.environ | {'COLUMNS': '200'})
+def called(*args, cwd):
+    "The command in this process, which has imported everything. One job: workers of an earlier test are elsewhere"
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(cwd)
+        return CliRunner().invoke(app, list(map(str, args)), env={'COLUMNS': '200'})
 
 
 def slices(folder):
@@ -288,8 +286,8 @@ def test_from_a_template_to_a_cohort(tmp_path):
     "ingest asks, writes the table, shows pictures; filled in, in any capitals, it makes the cohort"
     write_example(tmp_path / 'src/a', 'Doe^Jane', 'MRN-4711', 1, [(6, 62, 46, 9), (10, 92, 74, 7)])
     write_example(tmp_path / 'src/b', 'Roe^John', 'MRN-0815', 2, [(8, 62, 46, 9)])
-    r = command('ingest', 'src', '--out', 'out', '--write-labels', 'labels.csv', cwd=tmp_path)
-    assert r.returncode == 2 and 'livertumor,cyst|metastasis' in r.stderr and '2 line(s) to fill in' in r.stdout
+    r = called('ingest', 'src', '--out', 'out', '--write-labels', 'labels.csv', '--jobs', 1, cwd=tmp_path)
+    assert r.exit_code == 2 and 'livertumor,cyst|metastasis' in r.stderr and '2 line(s) to fill in' in r.stdout
     page = (tmp_path / 'out/qc.html').read_text()
     rows = list(csv.DictReader((tmp_path / 'labels.csv').open()))
     assert [r['name'] for r in rows] == ['livertumor'] * 2 and len({r['patient'] for r in rows}) == 2
@@ -298,8 +296,8 @@ def test_from_a_template_to_a_cohort(tmp_path):
     assert 'livertumor' not in page
     text = (tmp_path / 'labels.csv').read_text().replace('livertumor,,', 'livertumor,Cyst,')
     (tmp_path / 'labels.csv').write_text(text + 'livertumour,cyst,,,\n')
-    r = command('ingest', 'src', '--out', 'out', '--labels', 'labels.csv', cwd=tmp_path)
-    assert r.returncode == 0 and '3 cases' in r.stdout
+    r = called('ingest', 'src', '--out', 'out', '--labels', 'labels.csv', '--jobs', 1, cwd=tmp_path)
+    assert r.exit_code == 0 and '3 cases' in r.stdout
     assert r.stderr.strip() == (
         'the line livertumour,cyst of the labels file fits no structure; the first ones here are liver, livertumor'
     )

@@ -14,6 +14,7 @@ import pandas as pd
 import pydicom
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from liverdis.cohort.case_files import IngestOptions
 from liverdis.cohort.ct import read_headers, read_series, read_slice, sort_slices
@@ -24,6 +25,7 @@ from liverdis.cohort.labels import LabelRules
 from liverdis.cohort.manifest import load_manifest, verify_files
 from liverdis.cohort.roi import cached_rois, extract_roi
 from liverdis.cohort.scan import scan_folder
+from liverdis.use.cli import app
 
 REALDATA = Path(os.environ.get('LIVERDIS_REALDATA', Path(__file__).parents[1] / '../shared/realdata')).resolve()
 real = pytest.mark.skipif(
@@ -57,6 +59,13 @@ def command(*args, cwd=None):
         cwd=cwd,
         env=os.environ | {'COLUMNS': '200'},
     )
+
+
+def called(*args, cwd):
+    "The command in this process, which has imported everything. One job: workers of an earlier test are elsewhere"
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(cwd)
+        return CliRunner().invoke(app, list(map(str, args)), env={'COLUMNS': '200'})
 
 
 def example(folder):
@@ -470,9 +479,9 @@ def test_a_stop_in_the_middle_leaves_no_half_cohort(tmp_path, monkeypatch):
 
 def test_command_line(tmp_path):
     example(tmp_path / 'src')
-    r = command('ingest', 'src', '--out', 'out', cwd=tmp_path)
+    r = called('ingest', 'src', '--out', 'out', '--jobs', 1, cwd=tmp_path)
     assert (
-        r.returncode == 2
+        r.exit_code == 2
         and 'livertumor,cyst|metastasis|hemangioma|avoid|ignore' in r.stderr
         and r.stderr.strip().splitlines()[-1].startswith('liverdis: out: no case')
     )
@@ -481,13 +490,13 @@ def test_command_line(tmp_path):
         'ingest', 'src', '--out', 'out', '--labels', 'labels.csv', '--healthy-per-patient', 2, '--jobs', 2, cwd=tmp_path
     )
     assert r.returncode == 0 and not r.stderr and '6 cases, 2 patient(s) done now' in r.stdout
-    assert command('check', 'out/manifest.csv', cwd=tmp_path).returncode == 0
+    assert called('check', 'out/manifest.csv', cwd=tmp_path).exit_code == 0
     (tmp_path / 'src/a/MASKS_DICOM/livertumor/image_10').write_bytes(b'\0' * 128 + b'DICM' + b'\2\0')
-    r = command('ingest', 'src', '--out', 'out', '--labels', 'labels.csv', cwd=tmp_path)
-    assert r.returncode == 1 and len(r.stderr.strip().splitlines()) == 1 and 'image_10' in r.stderr
+    r = called('ingest', 'src', '--out', 'out', '--labels', 'labels.csv', '--jobs', 1, cwd=tmp_path)
+    assert r.exit_code == 1 and len(r.stderr.strip().splitlines()) == 1 and 'image_10' in r.stderr
     for bad in (['nowhere'], ['src', '--slices', 'some'], ['src', '--labels', 'none.csv'], ['src', '--match', 'src']):
-        r = command('ingest', *bad, '--out', 'other', cwd=tmp_path)
-        assert r.returncode == 2 and len(r.stderr.strip().splitlines()) == 1
+        r = called('ingest', *bad, '--out', 'other', '--jobs', 1, cwd=tmp_path)
+        assert r.exit_code == 2 and len(r.stderr.strip().splitlines()) == 1
 
 
 def test_sizes_from_another_cohort(tmp_path):
@@ -557,14 +566,14 @@ def test_the_how_to_on_real_patients(tmp_path):
     "The steps of tutorials/own_ct on ircad17 and chaos03: ask what it is, fill in the labels, ingest"
     for name in ('ircad17', 'chaos03'):
         link(REALDATA / name, tmp_path / 'ct' / name)
-    how = 'ingest', 'ct', '--out', 'cohort', '--slices', 'all', '--healthy-per-patient', 40
-    r = command(*how, '--write-labels', 'labels.csv', cwd=tmp_path)
+    how = 'ingest', 'ct', '--out', 'cohort', '--slices', 'all', '--healthy-per-patient', 40, '--jobs', 1
+    r = called(*how, '--write-labels', 'labels.csv', cwd=tmp_path)
     assert 'needs a label' in r.stderr and 'livertumor1' in r.stderr and '2 line(s) to fill in' in r.stdout
     labels = pd.read_csv(tmp_path / 'labels.csv', dtype=str)
     assert sorted(labels.name) == ['livertumor1', 'livertumor2']
     labels.assign(label='Metastasis').to_csv(tmp_path / 'labels.csv', index=False)  # made up: nobody has confirmed it
-    r = command(*how, '--labels', 'labels.csv', cwd=tmp_path)
-    assert r.returncode == 0, r.stderr
+    r = called(*how, '--labels', 'labels.csv', cwd=tmp_path)
+    assert r.exit_code == 0, r.stderr
     cases = measured(tmp_path / 'cohort')
     assert (cases.label == 'metastasis').sum() == 58 and (cases.label == 'healthy').any()
     assert cases.structure[cases.label == 'metastasis'].nunique() == 2
