@@ -15,23 +15,20 @@ MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 MADE := nbs liverdis pyproject.toml README.md CONTRIBUTING.md
 
-.PHONY: help venv test coverage slowtest reproduce readme publish play notebooks export check lint facts fuzz \
+.PHONY: help venv test slowtest reproduce readme publish play notebooks export check lint facts fuzz \
   interrupt docs docstest lock build wheeltest lowtest clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 ifdef NB
-test: $(STAMP) ## every notebook as a test, then tests/; or NB="nbs/method/mixture.ipynb ..." alone
+test: $(STAMP) ## every notebook as a test, then tests/ with their coverage; or NB="nbs/method/mixture.ipynb ..." alone
 	@for nb in $(NB); do OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing --path $$nb || exit 1; done
 else
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing
-	OMP_NUM_THREADS=1 $(PYTEST) -q
-endif
-
-coverage: $(STAMP) ## tests/ again, and which lines of liverdis/ they run: a third slower
 	OMP_NUM_THREADS=1 $(PYTEST) -q --cov --cov-report=term
+endif
 
 slowtest: $(STAMP) ## every notebook as a test, with the cells that are marked slow
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --flags slow --timing
