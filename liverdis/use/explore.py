@@ -54,7 +54,7 @@ from .swaps import mixture, swap_grid
 from .trained import TrainedFold, open_fold
 
 
-# %% ../../nbs/use/explore.ipynb #7f8842c0
+# %% ../../nbs/use/explore.ipynb #b4f286ec
 def _source(pixels: np.ndarray) -> str:
     "An image `(S,S)` or `(S,S,3)` in [0, 1] as a data URI."
     buffer = io.BytesIO()
@@ -80,7 +80,7 @@ def tile(
     )
 
 
-# %% ../../nbs/use/explore.ipynb #2feb784c
+# %% ../../nbs/use/explore.ipynb #938a9eac
 def tiles(
     rows: Iterable[Iterable[str]],  # of tiles
     wrap: bool = False,  # where a row is wider than the page; if not, the page scrolls
@@ -107,14 +107,14 @@ def probability_bar(
     )
 
 
-# %% ../../nbs/use/explore.ipynb #e5c1124e
+# %% ../../nbs/use/explore.ipynb #8d393f87
 def _case(fold: TrainedFold, row: int, before: str = '') -> str:
     "The tile of a case, framed in the colour of its class."
     name = fold.cases.label[row]
     return tile(fold.images[row], before + name, CLASS_COLOURS[name])
 
 
-# %% ../../nbs/use/explore.ipynb #ec6b6ff6
+# %% ../../nbs/use/explore.ipynb #1a0fa0b6
 @contextmanager
 def _one_thread() -> Iterator[None]:
     "PyTorch on one thread: small work waits for nobody."
@@ -145,7 +145,7 @@ def panel(
     return widgets.VBox([*rows, shown])
 
 
-# %% ../../nbs/use/explore.ipynb #2b4be09f
+# %% ../../nbs/use/explore.ipynb #cff4296f
 _WIDE = {'description_width': '9em'}
 
 
@@ -207,7 +207,7 @@ def _beside(classes: tuple[str, ...], target: torch.Tensor, seen: torch.Tensor) 
     return f'<table style="margin:0 1em;font:12px/1.2 sans-serif">{head}{lines}</table>'
 
 
-# %% ../../nbs/use/explore.ipynb #8ffdf442
+# %% ../../nbs/use/explore.ipynb #2a165fac
 def _mixed(fold: TrainedFold, r_row: int, shares: dict[int, float]) -> str:
     "The answer of the mix panel."
     image, target, seen = mixture(fold, r_row, shares)
@@ -216,7 +216,7 @@ def _mixed(fold: TrainedFold, r_row: int, shares: dict[int, float]) -> str:
     return tiles([ingredients, result], wrap=True)
 
 
-# %% ../../nbs/use/explore.ipynb #da52049d
+# %% ../../nbs/use/explore.ipynb #43702300
 def mix_panel(
     fold: TrainedFold,
 ) -> widgets.VBox:
@@ -253,7 +253,7 @@ def _neighbours(fold: TrainedFold, row: int, k: int) -> str:
     return tiles([tile(blank, f'by {s}'), *(_case(fold, r) for r in found.loc[s].row)] for s in fold.spaces)
 
 
-# %% ../../nbs/use/explore.ipynb #32faa764
+# %% ../../nbs/use/explore.ipynb #9ed24080
 def retrieve_panel(
     fold: TrainedFold,
 ) -> widgets.VBox:
@@ -278,7 +278,7 @@ def _coloured(image: torch.Tensor, found: np.ndarray) -> np.ndarray:
     return (1 - alpha) * np.repeat(image[0].numpy()[..., None], 3, 2) + alpha * colour
 
 
-# %% ../../nbs/use/explore.ipynb #bf4e3b07
+# %% ../../nbs/use/explore.ipynb #4a553e76
 def classifier_of(
     fold: TrainedFold,
     arm: str = 'proposed',
@@ -304,7 +304,7 @@ def _maps(net: nn.Module, image: torch.Tensor, k: int, name: str) -> tuple[list[
     return maps, told + '<p>Orange speaks for the class, purple against it.</p>'
 
 
-# %% ../../nbs/use/explore.ipynb #d9a69579
+# %% ../../nbs/use/explore.ipynb #493e29ae
 def look_panel(
     fold: TrainedFold,
     arm: str = 'proposed',  # whose classifier
@@ -339,19 +339,20 @@ def _name(case: Any) -> str:
     return f'{case.case_id}: {case.label}, {case.part}'
 
 
-# %% ../../nbs/use/explore.ipynb #ea323674
-def _others(fold: TrainedFold, at: np.ndarray) -> str:
-    "The cases that are not of the test part, as SVG."
+# %% ../../nbs/use/explore.ipynb #4a85937d
+def _others(fold: TrainedFold, at: np.ndarray, below: str) -> str:
+    "The cases that are not of the test part, as SVG, with a line of text."
     dots = ''.join(
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1" fill="{CLASS_COLOURS[case.label]}" fill-opacity=".7">'
         f'<title>{html.escape(_name(case))}</title></circle>'
         for (x, y), case in zip(at, fold.cases.itertuples())
         if case.part != 'test'
     )
-    return f'<svg viewBox="0 0 100 100" role="img" aria-label="the other cases">{dots}</svg>'
+    text = f'<text x="2" y="99" font-size="3.5" fill="currentColor">{below}</text>'
+    return f'<svg viewBox="0 0 100 100" role="img" aria-label="the other cases">{dots}{text}</svg>'
 
 
-# %% ../../nbs/use/explore.ipynb #b4fce4c9
+# %% ../../nbs/use/explore.ipynb #caa44918
 _DOTS = """
 .NAME {position: relative; width: min(400px, 100%); aspect-ratio: 1; overflow: visible; margin: 8px 0}
 .NAME > * {position: absolute; inset: 0; width: auto; height: auto; margin: 0; overflow: visible}
@@ -371,7 +372,7 @@ def _style(name: str, colours: Iterable[str], at: np.ndarray) -> str:
     return f'<style>{_DOTS.replace("NAME", name)}{each}</style>'
 
 
-# %% ../../nbs/use/explore.ipynb #ebd41344
+# %% ../../nbs/use/explore.ipynb #c2581af9
 def _clickable(fold: TrainedFold, space: widgets.Dropdown, case: widgets.IntSlider) -> widgets.Box:
     "The map by `space`; a click on a test case chooses it for `case`."
     test = fold.cases.iloc[fold.rows('test')]
@@ -383,7 +384,7 @@ def _clickable(fold: TrainedFold, space: widgets.Dropdown, case: widgets.IntSlid
     def draw(change: Any = None) -> None:
         at, share = _places(fold, space.value)
         style = _style(name, test.label.map(CLASS_COLOURS), at[fold.rows('test')])
-        field.value = f'{style}{_others(fold, at)}<p>Both axes hold {share:.0%} of the variance.</p>'
+        field.value = style + _others(fold, at, f'both axes hold {share:.0%} of the variance')
 
     draw()
     space.observe(draw, 'value')
@@ -391,7 +392,7 @@ def _clickable(fold: TrainedFold, space: widgets.Dropdown, case: widgets.IntSlid
     return place
 
 
-# %% ../../nbs/use/explore.ipynb #d338a272
+# %% ../../nbs/use/explore.ipynb #81213495
 def map_panel(
     fold: TrainedFold,
 ) -> widgets.VBox:
@@ -437,19 +438,23 @@ def _free_port() -> int:
 
 def _notebook(source: str) -> dict[str, Any]:
     "A notebook of one cell."
-    cell = {
+    cell: dict[str, Any] = {
         'cell_type': 'code',
         'id': 'explore',
         'metadata': {},
         'execution_count': None,
         'outputs': [],
-        'source': source,
     }
     kernel = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
-    return {'cells': [cell], 'metadata': {'kernelspec': kernel}, 'nbformat': 4, 'nbformat_minor': 5}
+    return {
+        'cells': [cell | {'source': source}],
+        'metadata': {'kernelspec': kernel},
+        'nbformat': 4,
+        'nbformat_minor': 5,
+    }
 
 
-# %% ../../nbs/use/explore.ipynb #d3028e88
+# %% ../../nbs/use/explore.ipynb #3272e5e3
 _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}{{ super() | replace('https://cdn.jsdelivr.net', 'data:text/css,') }}{%- endblock -%}
 """
@@ -465,7 +470,7 @@ def _write_page(folder: Path, source: str, token: str) -> Path:
     return folder / 'liverdis.ipynb'
 
 
-# %% ../../nbs/use/explore.ipynb #44829d39
+# %% ../../nbs/use/explore.ipynb #51d8e1f1
 def _start(page: Path, port: int) -> subprocess.Popen:
     "Voilà on this machine alone."
     options = ['--Voila.ip=127.0.0.1', f'--port={port}', '--no-browser', '--Voila.log_level=ERROR']
