@@ -1,17 +1,26 @@
 """The `liverdis` command on input that is wrong: one line that names file and row, exit code 2, nothing written."""
 
 import shutil
+import subprocess
 
 import numpy as np
 import pydicom
 import pytest
+from highdicom import sr
+from PIL import Image
+from skimage.draw import polygon2mask
+from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from liverdis.cohort.annotation.readers import ANNOTATION_KINDS
+from liverdis.cohort.annotation.readers import ANNOTATION_KINDS, read_mask
+from liverdis.cohort.ct import read_slice
 from liverdis.cohort.manifest import file_checksum, load_manifest
 from liverdis.cohort.phantom.cohort import write_phantom
+from liverdis.settings import preset
 from liverdis.use.cli import app
+from liverdis.use.predict import classify
+from liverdis.use.structured_report import write_structured_report
 
 ROW = 3  # the spoiled row as a spreadsheet counts, header included
 
@@ -63,8 +72,6 @@ def not_ct(row, folder):
 
 def png_mask(mask):
     def change(row, folder):
-        from PIL import Image
-
         Image.fromarray(mask).save(folder / "mask.png")
         row.annotation_path, row.annotation_kind, row.segment = "mask.png", "png-mask", ""
 
@@ -150,3 +157,40 @@ def test_annotation_kinds_have_the_names_of_the_library(kind):
 def test_a_good_manifest_passes(cohort):
     r = CliRunner().invoke(app, ["check", str(cohort / "manifest.csv")])
     assert r.exit_code == 0 and "all 24 lesions can be used" in r.output
+
+
+def a_prediction(image, annotation, segment):
+    "By a network that has learned nothing"
+    settings = preset("smoke")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(settings.roi_size**2, len(settings.classes)))
+    return classify({"a": net, "b": net}, settings, image, annotation, segment)
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+def test_dciodvfy_finds_no_error_in_a_structured_report(cohort, tmp_path):
+    "It warns of our own coding scheme, which it cannot know, and of nothing else"
+    row = load_manifest(cohort / "manifest.csv").df.iloc[0]
+    given = cohort / row.image_path, cohort / row.annotation_path
+    write_structured_report(a_prediction(*given, row.segment), *given, tmp_path / "report.dcm", row.segment)
+    said = subprocess.run(["dciodvfy", tmp_path / "report.dcm"], capture_output=True, text=True).stderr
+    assert "ComprehensiveSR" in said and "Error" not in said
+    assert all("99LIVERDIS" in line for line in said.splitlines() if "Warning" in line)
+
+
+def test_the_line_of_a_structured_report_lies_on_the_pixels_as_stored(cohort, tmp_path):
+    "Of an image whose rows run to the patient's right, which the networks see turned"
+    row = load_manifest(cohort / "manifest.csv").df.iloc[0]
+    ct = read_slice(cohort / row.image_path)
+    mask = read_mask(cohort / row.annotation_path, row.annotation_kind, row.segment, ct)[:, ::-1]
+    ds = pydicom.dcmread(cohort / row.image_path)
+    ds.ImageOrientationPatient = [-1, 0, 0, 0, 1, 0]
+    ds.PixelData = np.ascontiguousarray(ds.pixel_array[:, ::-1]).tobytes()
+    ds.save_as(tmp_path / "ct.dcm")
+    Image.fromarray(np.uint8(mask > 0) * 255).save(tmp_path / "mask.png")
+    given = tmp_path / "ct.dcm", tmp_path / "mask.png"
+    p = a_prediction(*given, "")
+    assert (p.mask != (mask > 0)).any()
+    write_structured_report(p, *given, tmp_path / "report.dcm")
+    (group,) = sr.srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
+    inside = polygon2mask(mask.shape, group.roi.value[:, ::-1] - 0.5)
+    assert (inside == (mask > 0)).all()

@@ -92,6 +92,28 @@ def test_a_person_moves_a_slider(address, browser):
     assert found == []
 
 
+def test_a_click_on_the_map_chooses_a_case(address, browser):
+    "By mouse and by keyboard: slider and picture follow"
+    page, found = watched(browser, address.split("/?")[0], viewport={"width": 390, "height": 800})
+    page.goto(address)
+    page.wait_for_selector(".jupyter-widgets img")
+    tab(page, "Map")
+    dots = page.locator("[class*=map-] button:visible")
+    shown = "[...document.querySelectorAll('img')].filter(i => i.offsetParent).map(i => i.src).join()"
+    places = dots.evaluate_all("all => all.map(d => [d.getBoundingClientRect().x, d.getBoundingClientRect().y])")
+    assert len({tuple(place) for place in places}) == dots.count() > 5
+    assert all(0 <= x < 390 for x, _ in places)
+    for i, choose in enumerate((lambda dot: dot.click(), lambda dot: dot.press("Enter"))):
+        before, dot = page.evaluate(shown), dots.nth(2 + i)
+        choose(dot)
+        page.wait_for_function(f"{shown} !== {before!r}")
+        assert "mod-active" in dot.get_attribute("class")
+        assert page.locator(".noUi-handle:visible").first.get_attribute("aria-valuenow") == f"{2 + i}.0"
+        assert dot.bounding_box()["width"] == 19 and ": " in dot.get_attribute("title")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert found == []
+
+
 def test_nothing_without_the_token(address, browser):
     page, _ = watched(browser, address.split("/?")[0])
     page.goto(address.split("?")[0])

@@ -123,7 +123,6 @@ function redrawer(parts) {
     busy = true
     while (again) {
       again = false
-      await new Promise(requestAnimationFrame)
       const target = wanted()
       const began = performance.now()
       show(parts, target.w, await compute(target), performance.now() - began)

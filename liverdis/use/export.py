@@ -24,6 +24,7 @@ from ..study.run import Run, Task
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+
 # %% ../../nbs/use/export.ipynb #c6d29b87
 class _Classify(nn.Module):
     "Image to logits and probabilities."
@@ -47,6 +48,7 @@ class _Decode(nn.Module):
     def forward(self, c: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
         return self.net.decode(c, r)
 
+
 # %% ../../nbs/use/export.ipynb #5262fb74
 @dataclass(frozen=True)
 class Exportable:
@@ -55,6 +57,7 @@ class Exportable:
     net: nn.Module
     inputs: dict[str, torch.Tensor]  # name to an example; the first dimension is the batch
     outputs: tuple[str, ...]
+
 
 # %% ../../nbs/use/export.ipynb #3c36342b
 def exportables(
@@ -79,6 +82,7 @@ def exportables(
         found['unspec_encoder'] = Exportable(net.unspec_encoder, image, ('r',))
         found['decoder'] = Exportable(_Decode(net), codes, ('image',))
     return found
+
 
 # %% ../../nbs/use/export.ipynb #d918c775
 OPSET = 20
@@ -106,6 +110,7 @@ def _trace(exportable: Exportable) -> 'ModelProto':
         )  # fmt: skip
     return _without_traces(program.model_proto)
 
+
 # %% ../../nbs/use/export.ipynb #43740383
 def to_onnx(
     exportable: Exportable,
@@ -124,6 +129,7 @@ def to_onnx(
     onnx.helper.set_model_props(model, facts or {})
     onnx.checker.check_model(model, full_check=True)
     return model
+
 
 # %% ../../nbs/use/export.ipynb #a2a365a9
 def halve(
@@ -145,6 +151,7 @@ def halve(
     model.graph.node.extend(nodes)
     return model
 
+
 # %% ../../nbs/use/export.ipynb #be61b2d1
 def _facts(run: Run, task: Task) -> dict[str, str]:
     "What a file says about itself."
@@ -160,6 +167,17 @@ def _facts(run: Run, task: Task) -> dict[str, str]:
     }
 
 
+# %% ../../nbs/use/export.ipynb #247f94dd
+def _write(model: 'ModelProto', path: Path) -> Path:
+    "Write a model as one file, whole or not at all; returns where."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix('.part')
+    part.write_bytes(model.SerializeToString())
+    os.replace(part, path)
+    return path
+
+
+# %% ../../nbs/use/export.ipynb #12ad1d1d
 def export_onnx(
     folder: str | Path,  # of a run
     out: str | Path,  # folder to write, made if missing
@@ -169,18 +187,8 @@ def export_onnx(
     half: bool = False,  # store the numbers in 16 bits?
 ) -> list[Path]:  # the files
     "Write the networks of one fold as ONNX. Raises `InputError`."
-    run, out = Run(folder), Path(out)
-    models = {
-        name: to_onnx(e, _facts(run, Task(repeat, fold, arm if name == 'classifier' else 'disentangle')))
-        for name, e in exportables(run, fold, repeat, arm).items()
-    }
-    return [_write(halve(model) if half else model, out / f'{name}.onnx') for name, model in models.items()]
-
-
-def _write(model: 'ModelProto', path: Path) -> Path:
-    "Write a model as one file, whole or not at all; returns where."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
-    part.write_bytes(model.SerializeToString())
-    os.replace(part, path)
-    return path
+    run, written = Run(folder), []
+    for name, network in exportables(run, fold, repeat, arm).items():
+        model = to_onnx(network, _facts(run, Task(repeat, fold, arm if name == 'classifier' else 'disentangle')))
+        written.append(_write(halve(model) if half else model, Path(out) / f'{name}.onnx'))
+    return written

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 
 from ..core import CLASS_COLOURS, InputError, write_atomic
 from ..settings import Settings, settings_from_dict
@@ -26,6 +27,7 @@ from .retrieval import nearest
 from .swaps import draw_bar, mixture, swap_grid
 from .trained import TrainedFold, open_fold
 
+
 # %% ../../nbs/use/figures.ipynb #77f8f9d7
 def _first_of(fold: TrainedFold, name: str) -> int | None:
     "Row of the first test case of a class."
@@ -33,6 +35,7 @@ def _first_of(fold: TrainedFold, name: str) -> int | None:
     return int(rows[0]) if rows else None
 
 
+# %% ../../nbs/use/figures.ipynb #d4be4de2
 def _step(ax: Axes, text: str) -> None:
     "A sign between two images."
     ax.text(0.5, 0.5, text, ha='center', va='center', fontsize=15)
@@ -54,6 +57,7 @@ def fig1(
     show_framed(axs[4], decoded[0].numpy(), 'generated', CLASS_COLOURS[name])
     return fig
 
+
 # %% ../../nbs/use/figures.ipynb #6ffb72ae
 _Part = tuple[float, float, str, str]  # x, y, text, colour
 
@@ -70,6 +74,7 @@ def _phase(ax: Axes, title: str, parts: list[_Part], links: list[tuple[int, int]
     ax.set(xlim=(-0.5, 4.5), ylim=(min(ys) - 0.6, max(ys) + 0.6))
     ax.set_title(title, loc='left', fontsize=10)
     ax.axis('off')
+
 
 # %% ../../nbs/use/figures.ipynb #36f1dda9
 def fig2(
@@ -89,6 +94,7 @@ def fig2(
     _phase(below, '(b) phase 2', second, [(0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 5), (5, 6), (4, 7)])
     return fig
 
+
 # %% ../../nbs/use/figures.ipynb #6373be96
 def _nearest_others(fold: TrainedFold, row: int) -> list[int]:
     "The training case of every other class whose c is nearest (L2, as in training)."
@@ -100,6 +106,18 @@ def _nearest_others(fold: TrainedFold, row: int) -> list[int]:
     return found
 
 
+# %% ../../nbs/use/figures.ipynb #03a79bc1
+def _draw_mixture(fold: TrainedFold, place: SubplotSpec, row: int, shares: Mapping[int, float]) -> None:
+    "The mixture, and under it two bars: its target, and what is seen."
+    image, target, seen = mixture(fold, row, shares)
+    stacked: Any = place.subgridspec(3, 1, height_ratios=[6, 1, 1], hspace=0.7).subplots()
+    above, first, second = stacked
+    show_framed(above, image[0].numpy(), 'mixture')
+    draw_bar(first, target.tolist(), fold.classes, 'target: ')
+    draw_bar(second, seen.tolist(), fold.classes, 'seen: ')
+
+
+# %% ../../nbs/use/figures.ipynb #5ae03861
 def fig4(
     fold: TrainedFold,
     seed: int = 0,  # of the proportions
@@ -108,28 +126,24 @@ def fig4(
     row = int(fold.rows('train')[0])
     rows = [row, *_nearest_others(fold, row)]
     shares = dict(zip(rows, np.random.default_rng(seed).dirichlet(np.ones(len(rows)))))
-    image, target, seen = mixture(fold, row, shares)
     fig = plt.figure(figsize=(1.5 * (1 + len(rows)), 2.5))
     grid = fig.add_gridspec(1, 1 + len(rows), left=0.01, right=0.99, top=0.84, bottom=0.12, wspace=0.08)
     for i, (case, share) in enumerate(shares.items()):
         name = fold.cases.label[case]
         show_framed(fig.add_subplot(grid[i]), fold.images[case, 0].numpy(), f'{name}\n{share:.0%}', CLASS_COLOURS[name])
-    cells = grid[len(rows)].subgridspec(3, 1, height_ratios=[6, 1, 1], hspace=0.7)
-    stacked: Any = cells.subplots()
-    above, first, second = stacked
-    show_framed(above, image[0].numpy(), 'mixture')
-    draw_bar(first, target.tolist(), fold.classes, 'target: ')
-    draw_bar(second, seen.tolist(), fold.classes, 'seen: ')
+    _draw_mixture(fold, grid[len(rows)], row, shares)
     return fig
 
+
 # %% ../../nbs/use/figures.ipynb #4e67534e
-_SPECIAL = {
+_SPECIAL = {c: '\\' + c for c in '&%$#_{}'}
+_SPECIAL |= {
     '\\': r'\textbackslash{}',
-    **{c: '\\' + c for c in '&%$#_{}'},
     '~': r'\textasciitilde{}',
     '^': r'\textasciicircum{}',
+    '±': r'$\pm$',
+    '−': r'$-$',
 }
-_SPECIAL |= {'±': r'$\pm$', '−': r'$-$'}
 
 
 def _latex_text(text: Any) -> str:
@@ -137,6 +151,7 @@ def _latex_text(text: Any) -> str:
     return ''.join(_SPECIAL.get(c, c) for c in str(text))
 
 
+# %% ../../nbs/use/figures.ipynb #8713b739
 def latex_table(
     table: pd.DataFrame,
 ) -> str:
@@ -157,6 +172,7 @@ def latex_table(
     return '\n'.join(parts) + '\n'
 
 
+# %% ../../nbs/use/figures.ipynb #a2ab84e1
 def markdown_table(
     table: pd.DataFrame,
 ) -> str:
@@ -164,6 +180,7 @@ def markdown_table(
     line = lambda cells: '| ' + ' | '.join(str(c).replace('|', r'\|') for c in cells) + ' |'
     head = [line([table.index.name or '', *table.columns]), '|' + '---|' * (1 + table.shape[1])]
     return '\n'.join([*head, *(line([name, *row]) for name, row in zip(table.index, table.values))]) + '\n'
+
 
 # %% ../../nbs/use/figures.ipynb #5fd979ea
 CLAIMS = {
@@ -179,15 +196,14 @@ CLAIMS = {
 }
 
 
+# %% ../../nbs/use/figures.ipynb #bf9dbf40
 def _drawings(run: str | Path, files: RunFiles) -> dict[str, Callable[[], Figure]]:
     "What a run can draw, by name."
     classes = settings_from_dict(files.results['settings']).classes
     arms = [arm for arm in ARMS if arm in arms_of(files.predictions)]
-    draw: dict[str, Callable[[], Figure]] = {
-        'fig3': lambda: fig3(files.figures, classes),
-        'fig5': lambda: fig5(files.figures, classes),
-    }
-    draw = draw if files.figures else {}
+    draw: dict[str, Callable[[], Figure]] = {}
+    if files.figures:
+        draw = {'fig3': lambda: fig3(files.figures, classes), 'fig5': lambda: fig5(files.figures, classes)}
     if arms:
         draw['table3'] = lambda: table3_figure(files.predictions, arms)
     try:
@@ -201,6 +217,7 @@ def _tables(files: RunFiles) -> dict[str, pd.DataFrame]:
     "Table 2, and a confusion matrix an arm."
     matrices = {f'table3-{arm}': confusion(files.predictions, arm, None).round(1) for arm in arms_of(files.predictions)}
     return {'table2': table2(files.results), **matrices}
+
 
 # %% ../../nbs/use/figures.ipynb #d5006bcb
 _WIDTH = 7.16  # inches, two columns of a page
@@ -219,6 +236,20 @@ def _save(draw: Callable[[], Figure], path: Path) -> None:
         plt.close(fig)
 
 
+# %% ../../nbs/use/figures.ipynb #57c6a73b
+def _page(drawings: Mapping[str, Any], form: str) -> str:
+    "What each figure shows, and which the run lacks."
+    lines = [f'- `{name}.{form}`: {CLAIMS[name]}' for name in sorted(drawings)]
+    lacking = [f'- {name}: this run cannot draw it' for name in CLAIMS if name not in drawings]
+    return '\n'.join(['# Figures and tables', '', 'Research use only.', '', *lines, *lacking]) + '\n'
+
+
+def _table_files(name: str, table: pd.DataFrame) -> dict[str, str]:
+    "The text of each file of a table, by name."
+    return {f'{name}.tex': latex_table(table), f'{name}.csv': table.to_csv(), f'{name}.md': markdown_table(table)}
+
+
+# %% ../../nbs/use/figures.ipynb #8b55672e
 def write_figures(
     run: str | Path,  # folder of a finished run
     out: str | Path,  # folder to write
@@ -229,20 +260,13 @@ def write_figures(
         raise InputError(f"format '{form}': give pdf, svg or png")
     files, out = read_run(run), Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    drawings, written = _drawings(run, files), []
+    drawings = _drawings(run, files)
+    texts: dict[str, str] = {}
     for name in sorted(drawings):
-        written.append(out / f'{name}.{form}')
-        _save(drawings[name], written[-1])
+        _save(drawings[name], out / f'{name}.{form}')
     for name, table in _tables(files).items():
-        for suffix, text in {'tex': latex_table(table), 'csv': table.to_csv(), 'md': markdown_table(table)}.items():
-            write_atomic(out / f'{name}.{suffix}', text)
-            written.append(out / f'{name}.{suffix}')
-    write_atomic(out / 'README.md', _page(drawings, form))
-    return [*written, out / 'README.md']
-
-
-def _page(drawings: Mapping[str, Any], form: str) -> str:
-    "What each figure shows, and which the run lacks."
-    lines = [f'- `{name}.{form}`: {CLAIMS[name]}' for name in sorted(drawings)]
-    lacking = [f'- {name}: this run cannot draw it' for name in CLAIMS if name not in drawings]
-    return '\n'.join(['# Figures and tables', '', 'Research use only.', '', *lines, *lacking]) + '\n'
+        texts |= _table_files(name, table)
+    texts['README.md'] = _page(drawings, form)
+    for name, text in texts.items():
+        write_atomic(out / name, text)
+    return [out / name for name in [*(f'{name}.{form}' for name in sorted(drawings)), *texts]]

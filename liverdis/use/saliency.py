@@ -19,6 +19,7 @@ from ..cohort.roi import Box
 from ..core import InputError, show_hu
 from ..study.paper_figures import show_framed
 
+
 # %% ../../nbs/use/saliency.ipynb #3e0a4411
 def _captum() -> Any:
     "Captum's attributions, if they are installed."
@@ -35,6 +36,7 @@ def _last_convolution(net: nn.Module) -> nn.Module:
     if not convolutions:
         raise InputError('this network has no convolution; Grad-CAM needs one, take occlusion')
     return convolutions[-1]
+
 
 # %% ../../nbs/use/saliency.ipynb #06e512d4
 def _finer(coarse: torch.Tensor, image: torch.Tensor) -> np.ndarray:
@@ -61,6 +63,7 @@ def hires_cam(
     maker = _captum().LayerGradientXActivation(net, _last_convolution(net))
     return _finer(maker.attribute(image[None], target=k).sum(1, keepdim=True).relu(), image)
 
+
 # %% ../../nbs/use/saliency.ipynb #b39a894b
 def occlusion(
     net: nn.Module,  # in evaluation mode; images (B,1,S,S) to logits (B,K)
@@ -75,6 +78,7 @@ def occlusion(
     options: dict[str, Any] = {'baselines': float(border), 'target': k, 'perturbations_per_eval': 64}
     with torch.no_grad():
         return fall.attribute(image[None], (1, side, side), (1, side // 2, side // 2), **options)[0, 0].numpy()
+
 
 # %% ../../nbs/use/saliency.ipynb #0f7561f0
 def _overlay(ax: Axes, image: np.ndarray, found: np.ndarray, title: str, signed: bool) -> None:
@@ -96,6 +100,7 @@ def _draw_class(axs: Any, net: nn.Module, image: torch.Tensor, name: str, k: int
     _overlay(axs[3], grey, fall, f'occlusion: up to {100 * fall.max():.0f} %-points', signed=True)
 
 
+# %% ../../nbs/use/saliency.ipynb #7b358197
 def draw_look(
     net: nn.Module,  # in evaluation mode; images (B,1,S,S) to logits (B,K)
     image: torch.Tensor,  # (1,S,S) in [0, 1]
@@ -110,6 +115,7 @@ def draw_look(
     for row, name in zip(axs, names):
         _draw_class(row, net, image, name, classes.index(name))
     return fig
+
 
 # %% ../../nbs/use/saliency.ipynb #f74babdc
 def lay_on_slice(
@@ -127,6 +133,7 @@ def lay_on_slice(
     ax.add_patch(plt.Rectangle((left, top), box.width, box.side, fill=False, edgecolor='white', linewidth=1))
 
 
+# %% ../../nbs/use/saliency.ipynb #76461e9d
 def draw_on_slice(
     hu: np.ndarray,  # (H,W)
     mask: np.ndarray,  # (H,W), the lesion

@@ -25,6 +25,7 @@ from ..method.disentangle import Disentangler, encode
 from ..settings import preset
 from ..study.run import Run, Task, start_run
 
+
 # %% ../../nbs/use/trained.ipynb #a13f0567
 def standardised(
     codes: torch.Tensor,  # (N,code)
@@ -34,6 +35,7 @@ def standardised(
     "Codes in units of their spread over the training part."
     spread = training.std(0)
     return (codes - training.mean(0)) / spread.clamp_min(floor * spread.mean()).clamp_min(1e-12)
+
 
 # %% ../../nbs/use/trained.ipynb #0c91300f
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class TrainedFold:
         train = self.rows('train')
         return {'c': standardised(c, self.c[train]), 'r': standardised(r, self.r[train])}
 
+
 # %% ../../nbs/use/trained.ipynb #e92c0986
 def load_network(
     run: Run,
@@ -85,6 +88,7 @@ def load_network(
     except (RuntimeError, OSError, SafetensorError) as e:
         raise InputError(f'{where}.safetensors: cannot be loaded ({brief(e)}); train this task again') from None
 
+
 # %% ../../nbs/use/trained.ipynb #9668d73c
 def _generator_task(run: Run, fold: int, repeat: int, generator: str) -> Task:
     "The task that trained a generator; `InputError` if there is none."
@@ -100,6 +104,7 @@ def _generator_task(run: Run, fold: int, repeat: int, generator: str) -> Task:
             "of a run; let 'liverdis reproduce' finish"
         )
     return task
+
 
 # %% ../../nbs/use/trained.ipynb #5f0bc838
 def open_fold(
@@ -118,6 +123,7 @@ def open_fold(
     c, r = (encode(e, zip(images.split(256), labels.split(256)))[0] for e in (net.spec_encoder, net.unspec_encoder))
     return TrainedFold(there, task, net, judge, cases, images, labels, c, r)
 
+
 # %% ../../nbs/use/trained.ipynb #8a00d3ec
 EXAMPLE = preset(
     'smoke',
@@ -134,6 +140,7 @@ EXAMPLE = preset(
 )
 
 
+# %% ../../nbs/use/trained.ipynb #5b752d0b
 def example_run(
     folder: str | Path,  # to write
 ) -> Run:
