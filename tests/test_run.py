@@ -14,8 +14,13 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from liverdis.cohort.manifest import load_manifest
 from liverdis.core import InputError
-from liverdis.study.experiment import _lost_workers
+from liverdis.method.arms import ARMS
+from liverdis.settings import preset
+from liverdis.study.experiment import _lost_workers, run_task
+from liverdis.study.run import Task, start_run
+from liverdis.study.studies import Study, run_study
 from liverdis.use.cli import app
 
 LIVERDIS = Path(sys.executable).with_name("liverdis")
@@ -175,3 +180,54 @@ def test_task_that_kills_its_workers_is_one_line():
         with _lost_workers():
             raise scheduler.KilledWorker("run_task-1", worker, 3)
     assert "\n" not in str(e.value)
+
+
+SHORT = {"classifier_epochs": 1, "disentangle_epochs": 1, "n_folds": 2}
+OF_GENERATORS = {
+    "decoder_widths": (8, 8, 4, 4), "dropout": 0.2, "standardise": False, "lam": -0.5, "adversary_steps": 2,
+    "adversary_lr": 1e-2, "disentangle_epochs": 2, "disentangle_lr": 1e-2, "disentangle_schedule": "constant",
+}  # fmt: skip
+OF_MIXTURES = {
+    "mixture_share": 0.5, "mixture_alpha": 2.0, "mixture_others": 1, "mixture_favour": 1.0, "mixture_until": 0.5,
+}  # fmt: skip
+
+
+def trained(folder, cohort, kinds, **changes):
+    "Checksums of the networks that some tasks make"
+    arms = [kind for kind in kinds if kind in ARMS]
+    run = start_run(folder, cohort, preset("smoke", **{**SHORT, **changes}), arms=[*arms, "proposed"])
+    tasks = [Task(0, 1, kind) for kind in kinds]
+    for task in tasks:
+        run_task(run.folder, task)
+    return {task.kind: run.record(task)["weights_sha256"] for task in tasks}
+
+
+def test_settings_that_a_shared_task_cannot_feel(straight, tmp_path):
+    "Variants of a study share these tasks: no setting of generators changes them, and no mixture the first two"
+    cohort = load_manifest(straight / "phantom" / "manifest.csv")
+    own = ["baseline", "swap_classifier"]
+    others = [name for name, arm in ARMS.items() if not arm.needs and arm.learner.__module__ == "liverdis.method.arms"]
+    before = trained(tmp_path / "before", cohort, [*own, *others[1:]])
+    assert trained(tmp_path / "generators", cohort, [*own, *others[1:]], **OF_GENERATORS) == before
+    assert trained(tmp_path / "both", cohort, own, **OF_GENERATORS, **OF_MIXTURES) == {k: before[k] for k in own}
+
+
+def test_stopped_study_keeps_what_is_done(tmp_path):
+    "And ends with the same numbers, though half of the second variant's tasks were taken over"
+    study = Study("?", "smoke", settings={**SHORT, "cohort": (8, 8, 8, 8)}, sweep={"lam": [-0.5]})
+
+    def stop(variant, done, total, running):
+        if done > total / 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path / "stopped", 2, stop, "cpu")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("stopped/runs/*/weights/*.json")}
+    assert before and not (tmp_path / "stopped" / "results").exists()
+    run_study(study, tmp_path / "stopped", 2, device="cpu")
+    run_study(study, tmp_path / "straight", 1, device="cpu")
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.glob("stopped/runs/*/weights/*.json")}
+    assert before.items() <= after.items() and len(after) == 20
+    assert sum('"done_by"' in p.read_text() for p in after) == 4  # baseline and swap classifier of two folds
+    predictions = [tmp_path / name / "results" / "predictions.csv.gz" for name in ("stopped", "straight")]
+    assert predictions[0].read_bytes() == predictions[1].read_bytes()

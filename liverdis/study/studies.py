@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,10 +24,10 @@ from pydantic.dataclasses import dataclass
 
 from ..cohort.manifest import Manifest, load_manifest, save_manifest
 from ..core import CLASSES, InputError, write_atomic
-from ..method.arms import GENERATORS
+from ..method.arms import GENERATORS, load_arms
 from ..settings import Settings, preset
-from .experiment import reproduce
-from .run import PAPER_ARMS, Run, Task
+from .experiment import check_machine, finish_runs, open_run, reproduce
+from .run import PAPER_ARMS, Run, Task, pick_device, seconds_spent
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -129,7 +130,7 @@ def _drawn(pool: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     cases = pool.set_index('patient_id').loc[order].reset_index()
     return cases[cases.groupby('label').cumcount() < n * cases.groupby('label').label.transform('size') / len(cases)]
 
-
+# %% ../../nbs/study/studies.ipynb #bbe0e73a
 def curve_folds(
     manifest: Manifest,  # cohort and pool joined
     tested: set[str],  # case ids of the cohort
@@ -177,11 +178,11 @@ def _measures(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    "What a run computed and what it cost: seconds of each kind of task, over all folds."
+    "What a run computed and what it cost: seconds of each kind of task that it did itself, over all folds."
     about = ('versions', 'git_revision', 'device', 'data_checksum', 'started', 'wall_time_s', 'n_cases', 'repeats')
     cost: dict[str, float] = {}
     for task in run.tasks:
-        cost[task.kind] = round(cost.get(task.kind, 0) + run.record(task)['wall_time_s'], 1)
+        cost[task.kind] = round(cost.get(task.kind, 0) + seconds_spent(run, task), 1)
     return {**{k: run.info[k] for k in about}, 'settings': run.info['settings'], 'compute_time_s': cost}
 
 # %% ../../nbs/study/studies.ipynb #d157cdc6
@@ -244,9 +245,9 @@ def _can_judge(study: Settings, variant: Settings) -> bool:
     "Whether the oracle, trained with a study's settings, fits the regions and networks of a variant."
     return all(getattr(study, name) == getattr(variant, name) for name in _SEEN_BY_ORACLE)
 
-
+# %% ../../nbs/study/studies.ipynb #39d31795
 def _data(v: Variant, study: Study, folder: Path, cohort: Manifest, joined: Manifest, jobs: int) -> dict[str, Any]:
-    "Manifest and folds of a variant, as `reproduce` takes them."
+    "Manifest and folds of a variant, as `open_run` takes them."
     if v.train_cases:
         folds = curve_folds(joined, set(cohort.df.case_id), v.train_cases, v.settings, study.repeats)
         return {'manifest': joined, 'folds': folds}
@@ -254,31 +255,42 @@ def _data(v: Variant, study: Study, folder: Path, cohort: Manifest, joined: Mani
         cohort = phantom(folder / f'cohort-{v.phantom_seed}', _counts(v.settings), v.phantom_seed, jobs=jobs)
     return {'manifest': cohort, 'repeats': study.repeats}
 
+# %% ../../nbs/study/studies.ipynb #fee0774d
+def _open_runs(
+    stack: ExitStack, study: Study, folder: Path, inputs: tuple[Manifest, Manifest], weights: Path | None, **how: Any
+) -> dict[str, Run]:
+    "Start or continue the run of each variant; `weights` are those of the oracle."
+    every, runs = variants(study), {}
+    for v in every:
+        data = _data(v, study, folder, *inputs, os.cpu_count() or 1)
+        judge = weights if weights and _can_judge(every[0].settings, v.settings) else None
+        about = {**data, **how, 'preset': study.preset, 'data': 'phantom'}
+        opened = open_run(folder / 'runs' / (v.name or 'study'), settings=v.settings, oracle=judge, **about)
+        runs[v.name] = stack.enter_context(opened)
+    return runs
+
 # %% ../../nbs/study/studies.ipynb #3f53ab30
 def run_study(
     study: Study,
     folder: str | Path,  # for the runs and the results; the same call continues a study that was stopped
     jobs: int | None = None,  # processes side by side; None fills the cores
-    on_progress: Callable[[str, float, float, list[str]], Any] | None = None,  # variant, then as for `reproduce`
-    **how: Any,  # as for `reproduce`: device, arms_file, scheduler
+    on_progress: Callable[[str, float, float, list[str]], Any] | None = None,  # 'oracle' or '', then as for `reproduce`
+    device: str | None = None,  # None takes the fastest
+    arms_file: str | Path | None = None,  # a user's file of arms; all of them are added
+    scheduler: str | None = None,  # as for `reproduce`
 ) -> pd.DataFrame:  # the predictions of all variants
     "Run all variants of a study and collect their results."
-    folder, every, cores = Path(folder), variants(study), os.cpu_count() or 1
-    cohort, joined = _inputs(study, folder, every[0].settings, jobs or cores)
+    folder, device = Path(folder), device or pick_device()
+    arms = [*study.arms, *(load_arms(arms_file) if arms_file else [])]
+    check_machine(device, scheduler)
+    inputs = _inputs(study, folder, variants(study)[0].settings, jobs or os.cpu_count() or 1)
     told = lambda name: (lambda *args: on_progress(name, *args)) if on_progress else None
-    runs: dict[str, Run] = {}
-    judged: dict[str, Any] = {}
     facts: dict[str, Any] = {'machine': machine(jobs)}
-    how['jobs'] = jobs
+    weights = None
     if study.oracle:
-        where: dict[str, Any] = {k: how.get(k) for k in ('jobs', 'device', 'scheduler')}
-        tested = set(cohort.df.case_id)
-        weights, accuracy = _oracle(study, folder, joined, tested, on_progress=told('oracle'), **where)
-        judged, facts['oracle_accuracy'] = {'oracle': weights}, accuracy
-    about: dict[str, Any] = {'preset': study.preset, 'data': 'phantom', 'arms': study.arms}
-    for v in every:
-        data, place = _data(v, study, folder, cohort, joined, jobs or cores), folder / 'runs' / (v.name or 'study')
-        seen = judged if _can_judge(every[0].settings, v.settings) else {}
-        reproduce(place, settings=v.settings, on_progress=told(v.name), **about, **data, **how, **seen)
-        runs[v.name] = Run(place)
+        where: dict[str, Any] = {'jobs': jobs, 'device': device, 'scheduler': scheduler, 'on_progress': told('oracle')}
+        weights, facts['oracle_accuracy'] = _oracle(study, folder, inputs[1], set(inputs[0].df.case_id), **where)
+    with ExitStack() as stack:
+        runs = _open_runs(stack, study, folder, inputs, weights, device=device, arms=arms)
+        finish_runs(list(runs.values()), jobs, told(''), arms_file, scheduler)
     return collect_study(folder / 'results', study, runs, **facts)
