@@ -224,7 +224,7 @@ def _make_reproducible(
     _add_file_meta(seg, SegmentationStorage)
 
 # %% ../../../nbs/cohort/phantom/dicom.ipynb #3beca1de
-_SEG_HEADER = dict(
+_SEG_HEADER: dict[str, Any] = dict(  # the same for every outline
     instance_number=1,
     manufacturer='liverdis',
     manufacturer_model_name='liverdis phantom',
