@@ -108,7 +108,7 @@ def _put(path: Path, text: str, private: bool) -> None:
         os.unlink(part)
         raise
 
-
+# %% ../nbs/core.ipynb #01b0f6cb
 def write_atomic(
     path: str | Path,  # file to write; its folder is made when missing
     text: str,  # written as UTF-8 with '\n' line ends

@@ -314,7 +314,7 @@ def test_a_line_of_the_page_can_be_pasted(tmp_path):
 def test_a_stop_in_the_middle_costs_no_finished_patient(tmp_path, monkeypatch):
     for name in 'abc':
         write_example(tmp_path / 'src' / name, name, name, ord(name), [(6, 62, 46, 9)])
-    make, calls = module._ingest_patient, []
+    make, calls = module.ingest_patient, []
 
     def stops(*args):
         calls.append(args)
@@ -322,7 +322,7 @@ def test_a_stop_in_the_middle_costs_no_finished_patient(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return make(*args)
 
-    monkeypatch.setattr(module, '_ingest_patient', stops)
+    monkeypatch.setattr(module, 'ingest_patient', stops)
     with pytest.raises(KeyboardInterrupt):
         ingest(tmp_path / 'src', tmp_path / 'out', rules('livertumor,cyst'))
     monkeypatch.undo()

@@ -154,7 +154,7 @@ def _append(
             f.truncate(size)
             raise
 
-
+# %% ../../nbs/cohort/deidentify.ipynb #e93427f3
 def write_private(
     path: Path,  # a private table
     rows: Iterable[dict[str, str]],  # with keys of `PRIVATE_COLUMNS`

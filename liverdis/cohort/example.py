@@ -96,7 +96,7 @@ def write_example(
 _GROWTH_HU = {'cyst': 8, 'metastasis': 60, 'hemangioma': 165}
 _TERMS = ['chest', 'liver', 'cyst', 'metastasis', 'hemangioma']  # the real list has 171
 
-
+# %% ../../nbs/cohort/example.ipynb #adf3aee7
 def _key_slice(
     picture: Path,  # to write
     number: int,  # of the patient

@@ -149,51 +149,63 @@ class _Square(NamedTuple):
         "Rows and columns of the slice, without the margin."
         return _middle(self.box, self.inner)
 
+
+def _rows(diameter_mm, margin, spacing_mm):
+    "Rows of a square without and with its margin."
+    inner = max(3, int(round(diameter_mm / spacing_mm[0])))
+    return inner, int(np.ceil(inner * (1 + 2 * margin)))
+
+
+def _draw_box(free, taken, side, rng, spacing_mm):
+    "A random place for a square in the free tissue of a slice, beside the boxes that are taken; None without room."
+    if min(side, side * spacing_mm[0] / spacing_mm[1]) > free.max_side:
+        return None
+    boxes = _draw_boxes(free.without(taken), side, 1, rng, spacing_mm)
+    return Box(free.top + boxes[0].row, free.left + boxes[0].col, *boxes[0][2:]) if boxes else None
+
 # %% ../../nbs/cohort/healthy.ipynb #4e236beb
+class _Liver:
+    "Where squares may lie in one liver; each slice is searched when it is first asked for."
+
+    def __init__(self, masks, lesions, normal_positions_mm, spacing_mm):
+        self.masks, self.lesions = masks, lesions
+        self.normal_positions_mm, self.spacing_mm = normal_positions_mm, spacing_mm
+        self._free = {}
+
+    def free_on(self, rank):
+        "The free tissue of a slice."
+        if rank not in self._free:
+            near = near_lesions(self.lesions, self.normal_positions_mm, rank, GAP_MM, self.spacing_mm)
+            self._free[rank] = _free_tissue(self.masks[rank], near)
+        return self._free[rank]
+
+    def overlapping(self, squares, rank, side):
+        "The boxes of those squares that would share tissue with one of `side` rows on a slice."
+        z = self.normal_positions_mm
+        return [q.box for q in squares if abs(z[rank] - z[q.rank]) < side * self.spacing_mm[0]]
+
+# %% ../../nbs/cohort/healthy.ipynb #733a8fdc
 class _Placer:
     "Places squares in one liver one after another, no two in the same tissue."
 
-    def __init__(self, liver, lesions, normal_positions_mm, spacing_mm, margin, rng):
-        self.liver, self.lesions = liver, lesions
-        self.normal_positions_mm, self.spacing_mm, self.margin, self.rng = normal_positions_mm, spacing_mm, margin, rng
-        self.placed, self._free = [], {}
+    def __init__(self, liver, margin, rng):
+        self.liver, self.margin, self.rng, self.placed = liver, margin, rng, []
 
-    def _rows(self, diameter_mm):
-        "Rows of a square without and with its margin."
-        inner = max(3, int(round(diameter_mm / self.spacing_mm[0])))
-        return inner, int(np.ceil(inner * (1 + 2 * self.margin)))
-
-    def fitting(self, diameters_mm):
-        "Those that the empty liver may have room for."
-        most = max((self._free_on(rank).max_side for rank in self.liver), default=0)
-        return [d for d in diameters_mm if self._rows(d)[1] <= most]
+    def place_all(self, diameters_mm):
+        "Squares of all these sizes in a liver that is empty again; None if one finds no room."
+        self.placed = []
+        return self.placed if all(map(self.place, sorted(diameters_mm, reverse=True))) else None
 
     def place(self, diameter_mm):
         "Place a new square; False if no slice has room for it."
-        inner, side = self._rows(diameter_mm)
-        for rank in map(int, self.rng.permutation(sorted(self.liver))):
-            box = self._place_on(rank, side)
+        inner, side = _rows(diameter_mm, self.margin, self.liver.spacing_mm)
+        for rank in map(int, self.rng.permutation(sorted(self.liver.masks))):
+            taken = self.liver.overlapping(self.placed, rank, side)
+            box = _draw_box(self.liver.free_on(rank), taken, side, self.rng, self.liver.spacing_mm)
             if box is not None:
                 self.placed.append(_Square(diameter_mm, rank, box, inner))
                 return True
         return False
-
-    def _place_on(self, rank, side):
-        free = self._free_on(rank)
-        if min(side, side * self.spacing_mm[0] / self.spacing_mm[1]) > free.max_side:
-            return None
-        boxes = _draw_boxes(free.without(self._placed_near(rank, side)), side, 1, self.rng, self.spacing_mm)
-        return Box(free.top + boxes[0].row, free.left + boxes[0].col, *boxes[0][2:]) if boxes else None
-
-    def _placed_near(self, rank, side):
-        z = self.normal_positions_mm
-        return [q.box for q in self.placed if abs(z[rank] - z[q.rank]) < side * self.spacing_mm[0]]
-
-    def _free_on(self, rank):
-        if rank not in self._free:
-            near = near_lesions(self.lesions, self.normal_positions_mm, rank, GAP_MM, self.spacing_mm)
-            self._free[rank] = _free_tissue(self.liver[rank], near)
-        return self._free[rank]
 
 # %% ../../nbs/cohort/healthy.ipynb #67a66a64
 def draw_sizes(
@@ -206,6 +218,18 @@ def draw_sizes(
     return [float(s) for s in np.sort(sizes)[(at * len(sizes)).astype(int)][::-1]]
 
 # %% ../../nbs/cohort/healthy.ipynb #c0e62446
+_DRAWS = 3  # of each number of sizes
+
+# %% ../../nbs/cohort/healthy.ipynb #52f0ed75
+def _fewer(placer, sizes, n):
+    "The largest number of squares, below `n`, for which all find room together."
+    most = max((placer.liver.free_on(rank).max_side for rank in placer.liver.masks), default=0)
+    fitting = [d for d in sizes if _rows(d, placer.margin, placer.liver.spacing_mm)[1] <= most]
+    numbers = np.repeat(range(n if fitting else 0, 0, -1), _DRAWS)
+    attempts = (placer.place_all(draw_sizes(fitting, number, placer.rng)) for number in numbers)
+    return next((placed for placed in attempts if placed is not None), [])
+
+
 def _left_over(drawn, placed):
     "What remains of some sizes when the nearest one is taken away for each placed square."
     left = list(drawn)
@@ -214,9 +238,6 @@ def _left_over(drawn, placed):
     return left
 
 # %% ../../nbs/cohort/healthy.ipynb #8737dfa9
-_DRAWS = 3  # of each number of sizes
-
-
 class Healthy(NamedTuple):
     "Healthy squares of one liver."
 
@@ -224,7 +245,7 @@ class Healthy(NamedTuple):
     left: list[float]  # diameters, mm, of those that were wanted and found no room
     extra_left: list[float]  # the same, of the further ones
 
-
+# %% ../../nbs/cohort/healthy.ipynb #1fb19ca8
 def place_healthy(
     liver: dict[int, np.ndarray],  # rank of a slice to its mask, (H,W) bool
     lesions: dict[int, np.ndarray],  # the same, of all that must be kept away from
@@ -237,21 +258,13 @@ def place_healthy(
     extra_mm: Sequence[float] = (),  # diameters of further squares, each placed if there is room
 ) -> Healthy:
     "Places for squares inside the liver, as large as lesions, no two in the same tissue."
-    placer = _Placer(liver, lesions, normal_positions_mm, spacing_mm, margin, rng)
+    placer = _Placer(_Liver(liver, lesions, normal_positions_mm, spacing_mm), margin, rng)
     drawn = draw_sizes(sizes_mm, n, rng)
-
-    def attempt(wanted):
-        placer.placed = []
-        return placer.placed if all(map(placer.place, sorted(wanted, reverse=True))) else None
-
-    if (everything := attempt([*drawn, *extra_mm])) is not None:
+    if (everything := placer.place_all([*drawn, *extra_mm])) is not None:
         return Healthy([(q.rank, q.at) for q in everything], [], [])
-    matched = attempt(drawn)
+    matched = placer.place_all(drawn)
     if matched is None:
-        fitting = placer.fitting(sizes_mm)
-        numbers = np.repeat(range(n if fitting else 0, 0, -1), _DRAWS)
-        fewer = (draw_sizes(fitting, number, rng) for number in numbers)
-        matched = next((placed for placed in map(attempt, fewer) if placed is not None), [])
+        matched = _fewer(placer, sizes_mm, n)
     placer.placed, left = list(matched), _left_over(drawn, matched)
     extra_left = [d for d in sorted(extra_mm, reverse=True) if not placer.place(d)]
     return Healthy([(q.rank, q.at) for q in placer.placed], left, extra_left)

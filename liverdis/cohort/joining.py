@@ -38,7 +38,7 @@ def _cases_by_slice(m: Manifest) -> dict[str, list[int]]:
             raise InputError(f"{m.where(of_path[0])}: {e}") from e
     return dict(rows)
 
-
+# %% ../../nbs/cohort/joining.ipynb #3ffc8153
 def check_patients(
     m: Manifest,  # whose slices are read
 ) -> None:

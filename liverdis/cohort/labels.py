@@ -55,17 +55,11 @@ class Named:
     def _numbered(self, name: str) -> tuple[str, ...]:
         return (name,) if self.number is None else (name, f'{name}#{self.number}')
 
-    def fits(
-        self,
-        pattern: str,
-    ) -> bool:
+    def fits(self, pattern: str) -> bool:
         "Whether the pattern means this structure, or this lesion of it."
         return _fits(self._numbered(self.name), pattern) or (bool(self.code) and pattern in self._numbered(self.code))
 
-    def in_full(
-        self,
-        pattern: str,
-    ) -> bool:
+    def in_full(self, pattern: str) -> bool:
         "Whether the pattern is a name of the structure without any placeholder."
         names = [n.strip().casefold() for n in (*self._numbered(self.name), *self._numbered(self.code))]
         return pattern.strip().casefold() in names
@@ -143,7 +137,7 @@ def _separator(
         header = f.readline()
     return ';' if header.count(';') > header.count(',') else ','
 
-
+# %% ../../nbs/cohort/labels.ipynb #2fe164ce
 def _read_table(
     path: str | Path,
 ) -> pd.DataFrame:

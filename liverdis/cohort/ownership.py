@@ -54,7 +54,7 @@ def _read_note(
         raise InputError(f"{path}: is not the note that ingest leaves in a cohort; give another --out")
     return note
 
-
+# %% ../../nbs/cohort/ownership.ipynb #73decb6a
 def _write_note(
     out: Path,  # folder of the cohort
     **about: str,
@@ -62,7 +62,7 @@ def _write_note(
     "Write the note of a cohort."
     write_atomic(out / NOTE, json.dumps(dict(made_by=_MADE_BY) | about, indent=1) + '\n')
 
-
+# %% ../../nbs/cohort/ownership.ipynb #cf072ebe
 def _code_of(
     ids: Pseudonymizer,
 ) -> str:
@@ -98,7 +98,7 @@ def own_folders(
     found = (f for f in (out / 'cases').glob('*') if _ID.fullmatch(f.name) and not f.is_symlink())
     return {f.name: f for f in sorted(found) if (f / RECORD).is_file()}
 
-
+# %% ../../nbs/cohort/ownership.ipynb #fea4d256
 def read_record(
     folder: Path,  # of a patient
 ) -> dict:
@@ -110,7 +110,7 @@ def read_record(
             f"{folder / RECORD}: cannot be read ({brief(e)}); move this folder away, it is made again"
         ) from e
 
-
+# %% ../../nbs/cohort/ownership.ipynb #6c133481
 def strangers(
     folder: Path,  # of a patient
 ) -> list[str]:
@@ -152,7 +152,7 @@ def _check_unclaimed(
     if held:
         raise InputError(f"{out}: holds {held[0]}, which no ingest made; give another --out")
 
-
+# %% ../../nbs/cohort/ownership.ipynb #02d84f95
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

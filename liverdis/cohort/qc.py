@@ -28,7 +28,7 @@ PHASES = {
     'unknown': 'phase not known',
 }
 
-
+# %% ../../nbs/cohort/qc.ipynb #3bee931b
 def _span(
     values: pd.Series,
 ) -> str:
@@ -94,7 +94,7 @@ class SizeCue(NamedTuple):
             f'the lesion is the larger in {100 * self.share:.0f} % of pairs, and 50 % is chance'
         )
 
-
+# %% ../../nbs/cohort/qc.ipynb #856dd109
 def size_cue(
     measured: pd.DataFrame,  # measurements.csv
 ) -> SizeCue | None:  # None without both

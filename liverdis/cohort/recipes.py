@@ -39,7 +39,7 @@ def _link(file: Path, to: Path) -> None:
     except OSError:
         shutil.copyfile(file, to)
 
-
+# %% ../../nbs/cohort/recipes.ipynb #b6fc3bbe
 _NOTE = '.recipe'  # in a folder that a recipe has made
 
 
@@ -68,7 +68,7 @@ def _read_json(path: Path) -> dict:
         raise InputError(f"{path}: holds no JSON object; give the JSON file of the data set")
     return found
 
-
+# %% ../../nbs/cohort/recipes.ipynb #f6ac90b9
 def lesanet_tags(
     path: str | Path,  # text_mined_labels_171_and_split.json
 ) -> pd.DataFrame:  # row: of DL_info.csv, from 0; tags: set of terms
@@ -128,7 +128,7 @@ def _picture(name: str) -> Path:
     folder, _, file = name.rpartition('_')
     return Path('Images_png') / folder / file
 
-
+# %% ../../nbs/cohort/recipes.ipynb #392ada2c
 def _usable(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[str]]:
     "The rows of DL_info.csv that can be used, and a note for each reason why others cannot."
     reasons = {
@@ -165,7 +165,7 @@ DEEPLESION_LIMITS = (
     'one hospital has all three classes, so where a picture comes from does not give its class away',
 )
 
-
+# %% ../../nbs/cohort/recipes.ipynb #230a7782
 def _copy_rows(rows: pd.DataFrame, folder: Path, source: Path) -> list[str]:
     "Write chosen rows of DL_info.csv with links to their pictures; the names that a reader gives to their lesions."
     for name in rows.File_name.unique():
@@ -174,7 +174,7 @@ def _copy_rows(rows: pd.DataFrame, folder: Path, source: Path) -> list[str]:
     rows.drop(columns='label').assign(Bounding_boxes=boxes).to_csv(source / 'DL_info.csv', index=False)
     return lesion_table(source / 'DL_info.csv').lesion.tolist()
 
-
+# %% ../../nbs/cohort/recipes.ipynb #b00792a8
 def deeplesion(
     folder: str | Path,  # with DL_info.csv and Images_png
     tags: str | Path,  # LesaNet's text_mined_labels_171_and_split.json
@@ -209,7 +209,7 @@ def _mct_kinds(folder: Path) -> dict[str, str]:
         raise InputError(f"{tables[0]}: has no column {' and '.join(missing)}; give the archive's own table")
     return dict(zip(table.ID, table.type))
 
-
+# %% ../../nbs/cohort/recipes.ipynb #d5d855f1
 def _mct_files(mask: Path, folder: Path) -> dict[str, Path]:
     "The files of one patient of MCT-LTDiag, by the names that they get."
     case, kind = mask.parent.name, mask.parent.parent.name
@@ -229,14 +229,14 @@ MCT_LIMITS = (
     'there are no cysts',
 )
 
-
+# %% ../../nbs/cohort/recipes.ipynb #acab452a
 def _mct_labels(kinds: dict[str, str]) -> pd.DataFrame:
     "The labels file: the liver for everyone, the tumour patient by patient."
     rows = [('liver_mask*', 'liver', '')]
     rows += [('mask_pvp*', MCT_CLASSES[kind], case) for case, kind in kinds.items()]
     return pd.DataFrame(rows, columns=['name', 'label', 'patient'])
 
-
+# %% ../../nbs/cohort/recipes.ipynb #aa137e67
 def _known_kinds(files: dict[str, dict[str, Path]], folder: Path) -> tuple[dict[str, str], list[str]]:
     "The kind of tumour of each patient who can be used, and a note for each other."
     table, kinds, notes = _mct_kinds(folder), {}, []
@@ -250,7 +250,7 @@ def _known_kinds(files: dict[str, dict[str, Path]], folder: Path) -> tuple[dict[
             kinds[case] = kind
     return kinds, notes
 
-
+# %% ../../nbs/cohort/recipes.ipynb #3d945f32
 def mct_ltdiag(
     folder: str | Path,  # with a folder a patient, or `mask` and `volume`
     out: str | Path,  # folder to write
@@ -269,8 +269,8 @@ def mct_ltdiag(
         for name, path in files[case].items():
             _link(path, source / case / name)
     _mct_labels(kinds).to_csv(out / 'labels.csv', index=False)
-    lesions = pd.DataFrame([(case, case, MCT_CLASSES[kind]) for case, kind in kinds.items()])
-    lesions.columns = ['case_id', 'patient_id', 'label']
+    rows = [(case, case, MCT_CLASSES[kind]) for case, kind in kinds.items()]
+    lesions = pd.DataFrame(rows, columns=['case_id', 'patient_id', 'label'])
     return Prepared(source, out / 'labels.csv', lesions[lesions.label != 'avoid'], (*notes, *MCT_LIMITS), 'nifti')
 
 # %% ../../nbs/cohort/recipes.ipynb #6c0b62bc
@@ -285,7 +285,7 @@ LLD_CODES = {
     -1: 'not published',
 }
 
-
+# %% ../../nbs/cohort/recipes.ipynb #f5b6623e
 def _lld_lesions(annotated: dict) -> Iterator[dict]:
     "A row for each lesion on each series of LLD-MMRI."
     for patient, all_series in annotated.items():
@@ -294,7 +294,7 @@ def _lld_lesions(annotated: dict) -> Iterator[dict]:
                 case, label = f'{patient}-{number}', LLD_CODES[int(lesion['category'])]
                 yield dict(case_id=case, patient_id=patient, phase=series['phase'], label=label)
 
-
+# %% ../../nbs/cohort/recipes.ipynb #d75d50cf
 def lld_mmri_lesions(
     path: str | Path,  # labels/Annotation.json
 ) -> pd.DataFrame:  # a row for each lesion on each series: case_id, patient_id, phase, label
@@ -306,7 +306,7 @@ def lld_mmri_lesions(
         raise InputError(f"{path}: is not laid out as LLD-MMRI's annotations ({brief(e)}); give Annotation.json") from e
     return pd.DataFrame(rows, columns=['case_id', 'patient_id', 'phase', 'label'])
 
-
+# %% ../../nbs/cohort/recipes.ipynb #a568dd76
 def lld_mmri(
     folder: str | Path,  # with labels/Annotation.json
 ) -> pd.DataFrame:  # number of lesions and patients of each class

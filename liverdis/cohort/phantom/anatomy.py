@@ -46,28 +46,17 @@ class Canvas:
         self.x, self.y = (k + warp * self.field(40) + 0.3 * warp * self.field(13) for k in self.gentle)
         self.reach = 2 + max(np.abs(self.x - straight[0]).max(), np.abs(self.y - straight[1]).max())
 
-    def field(
-        self,
-        step_mm: float,  # between independent values
-    ) -> np.ndarray:  # (512, 512)
-        "A smooth random field over the slice."
+    def field(self, step_mm: float) -> np.ndarray:  # (512, 512)
+        "A smooth random field over the slice; values this far apart are independent."
         return smooth_field(self.rng, (SIZE, SIZE), step_mm / self.px)
 
-    def box(
-        self,
-        centre: Pair,  # mm
-        reach: float,  # mm
-    ) -> Box:
+    def box(self, centre: Pair, reach: float) -> Box:
         "Rows and columns within `reach` mm of `centre`, and what the warp may bring there."
         lo, hi = (np.searchsorted(self.axis, np.add(centre, k * (reach + self.reach))) for k in (-1, 1))
         return np.s_[lo[1] : hi[1], lo[0] : hi[0]]
 
-    def near(
-        self,
-        shape: Ellipse,
-        margin: float = 0,  # mm around it
-    ) -> tuple[Box, np.ndarray]:  # the box, distances in it
-        "The box of an ellipse and the distances to it there."
+    def near(self, shape: Ellipse, margin: float = 0) -> tuple[Box, np.ndarray]:
+        "The box of an ellipse with a margin in mm, and the distances to the ellipse there."
         at = self.box(shape.centre, max(shape.radii) + margin)
         return at, ellipse(self.x[at], self.y[at], *shape)
 

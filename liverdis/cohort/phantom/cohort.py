@@ -120,14 +120,14 @@ def _cohort_name(
     "A text that tells cohorts apart; all UIDs are derived from it."
     return repr((seed, [(counts or COUNTS).get(label, 0) for label in CLASSES], appearance))
 
-
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #4cfd5f0b
 def _check_place(out: Path) -> None:
     "`InputError` if the folder has a manifest of something else than a phantom."
     manifest = out / 'manifest.csv'
     if manifest.exists() and not load_manifest(manifest).df.image_path.str.startswith('images/').all():
         raise InputError(f"{manifest}: is not a phantom's, and would be written over; give another folder")
 
-
+# %% ../../../nbs/cohort/phantom/cohort.ipynb #4333d257
 def write_phantom(
     out: str | Path,  # folder; made if missing
     counts: dict[str, int] | None = None,  # class to number of lesions; None for the paper's 66/81/65/27

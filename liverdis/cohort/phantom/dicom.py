@@ -224,6 +224,21 @@ def _make_reproducible(
     _add_file_meta(seg, SegmentationStorage)
 
 # %% ../../../nbs/cohort/phantom/dicom.ipynb #3beca1de
+_SEG_HEADER: dict[str, Any] = dict(  # the same for every outline
+    instance_number=1,
+    manufacturer='liverdis',
+    manufacturer_model_name='liverdis phantom',
+    software_versions='liverdis',
+    device_serial_number='1',
+    content_label='LIVER_LESION',
+    content_date=_DATE,
+    content_time=_TIME,
+    series_date=_DATE,
+    series_time=_TIME,
+    omit_empty_frames=False,
+)
+
+# %% ../../../nbs/cohort/phantom/dicom.ipynb #b71a4a50
 def seg_dataset(
     case: Case,
     ct: Dataset,  # the slice it outlines
@@ -240,17 +255,7 @@ def seg_dataset(
         series_instance_uid=_uid(cohort, case.patient_id, 'seg series', case.slice_no),
         series_number=100 + case.slice_no,
         sop_instance_uid=_uid(cohort, case.patient_id, 'seg', case.slice_no),
-        instance_number=1,
-        manufacturer='liverdis',
-        manufacturer_model_name='liverdis phantom',
-        software_versions='liverdis',
-        device_serial_number='1',
-        content_label='LIVER_LESION',
-        content_date=_DATE,
-        content_time=_TIME,
-        series_date=_DATE,
-        series_time=_TIME,
-        omit_empty_frames=False,
+        **_SEG_HEADER,
     )
     _make_reproducible(seg, cohort)
     return seg

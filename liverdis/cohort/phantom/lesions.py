@@ -105,28 +105,16 @@ class Patch:
         self.liver, self.pool = self.patient.liver_hu, self.patient.pool_hu
         self.wave = self.field(0.25), self.field(0.25)
 
-    def field(
-        self,
-        share: float,  # of the radius
-    ) -> np.ndarray:
-        "A smooth random field that varies over `share` of the radius."
+    def field(self, share: float) -> np.ndarray:
+        "A smooth random field that varies over this share of the radius."
         return smooth_field(self.rng, self.rho.shape, max(share * self.radius_mm, 1.2) / self.patient.spacing_mm)
 
-    def inside(
-        self,
-        lo: float,  # HU
-        hi: float,  # HU
-    ) -> float:
-        "A value of the range, drawn about its middle."
+    def inside(self, lo: float, hi: float) -> float:
+        "A value of a range of HU, drawn about its middle."
         return np.clip((lo + hi) / 2 + self.appearance.spread * self.rng.normal(0, (hi - lo) / 5), lo, hi)
 
-    def blob(
-        self,
-        rho: float,  # of its middle
-        angle: float,  # of its middle, radians
-        size: float,  # in units of the radius
-    ) -> np.ndarray:
-        "A rounded spot: 1 in it, 0 outside."
+    def blob(self, rho: float, angle: float, size: float) -> np.ndarray:
+        "A rounded spot around `rho`, `angle` (radians): 1 in it, 0 outside; `size` in units of the radius."
         x, y = (k / self.radius_mm + 0.06 * w for k, w in zip((self.x, self.y), self.wave))
         return cover(np.hypot(x - rho * np.cos(angle), y - rho * np.sin(angle)) - size, 0.12)
 

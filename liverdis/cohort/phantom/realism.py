@@ -81,7 +81,7 @@ def _width_mm(distance: np.ndarray, hu: np.ndarray) -> float | None:
         return None
     return _RISE * scale if abs(step) >= _LEAST_HU else None
 
-
+# %% ../../../nbs/cohort/phantom/realism.ipynb #e8f99266
 def edge(
     hu: np.ndarray,  # (H,W) HU of the whole slice
     mask: np.ndarray,  # (H,W) bool: outline or box of the lesion
@@ -145,7 +145,7 @@ def _weights(real: np.ndarray, patients: np.ndarray) -> np.ndarray:
         weight[real == side] /= weight[real == side].sum()
     return weight * len(real) / 2
 
-
+# %% ../../../nbs/cohort/phantom/realism.ipynb #02d60f43
 def _auc_of_patients(features: np.ndarray, real: np.ndarray, patients: np.ndarray, seed: int) -> float:
     "How well the source of unseen patients is told, as an area under the ROC curve."
     n = min(5, *(len(np.unique(patients[real == side])) for side in (True, False)))
@@ -158,7 +158,7 @@ def _auc_of_patients(features: np.ndarray, real: np.ndarray, patients: np.ndarra
     means = pd.DataFrame({'real': real, 'score': score}).groupby(patients).mean()
     return float(roc_auc_score(means.real > 0.5, means.score))
 
-
+# %% ../../../nbs/cohort/phantom/realism.ipynb #943261fd
 def two_sample_test(
     squares: np.ndarray,  # (N,1,H,W) HU, of both sources
     real: np.ndarray,  # (N,) bool: of the real source

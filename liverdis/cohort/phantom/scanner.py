@@ -98,8 +98,7 @@ def draw_patient(
     "The patient with this number: scanner, body and enhancement."
     r = keyed_rng(seed, 0, number)
     scanner = SCANNERS[r.integers(len(SCANNERS))]
-    width, depth, fat = _draw_body(r)
-    liver = _draw_liver_hu(r)
+    (width, depth, fat), liver = _draw_body(r), _draw_liver_hu(r)
     thickness, mas = _draw_exposure(r, scanner, width)
     return VirtualPatient(
         number=number,
