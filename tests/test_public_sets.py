@@ -170,7 +170,7 @@ def test_mct_gives_every_patient_its_own_class(tmp_path, suffix, separator):
     table.to_csv(tmp_path / f"MCT/meta_info_patient{suffix}", sep=separator, index=False)
     code, said = run("recipe", "mct-ltdiag", tmp_path / "MCT", "--out", tmp_path / "p")
     assert code == 0, said
-    options = IngestOptions(healthy=40)
+    options = IngestOptions(healthy=1)
     made = ingest(tmp_path / "p/source", tmp_path / "c", load_labels(tmp_path / "p/labels.csv"), "nifti", options)
     lesions = made.manifest.df[made.manifest.df.label != "healthy"]
     assert sorted(lesions.label) == ["hemangioma", "metastasis", "metastasis"]
