@@ -577,3 +577,13 @@ def test_the_how_to_on_real_patients(tmp_path):
     cases = measured(tmp_path / 'cohort')
     assert (cases.label == 'metastasis').sum() == 58 and (cases.label == 'healthy').any()
     assert cases.structure[cases.label == 'metastasis'].nunique() == 2
+
+
+def test_a_relative_path_is_meant_from_where_one_stands(tmp_path, monkeypatch):
+    # joblib keeps its processes, and those of another working folder would look for relative paths there
+    for name in 'ab':
+        for k in range(2):
+            write_example(tmp_path / name / f'src/p{k}', f'Name{k}', f'MRN-{k}', k, [(6, 62, 46, 9)])
+        monkeypatch.chdir(tmp_path / name)
+        done = ingest('src', 'out', LabelRules((('livertumor', 'cyst', '*'),)), jobs=2)
+        assert len(done.manifest.df) == 2

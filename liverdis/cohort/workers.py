@@ -19,6 +19,7 @@ from joblib import Parallel, effective_n_jobs, parallel_config
 
 from ..core import InputError
 
+
 # %% ../../nbs/cohort/workers.ipynb #53ac764b
 def in_turn(
     calls: list,  # from `joblib.delayed`
@@ -39,9 +40,11 @@ def in_turn(
             yield from in_turn([call], 2)
         yield from in_turn(calls[begun:], jobs)
 
+
 # %% ../../nbs/cohort/workers.ipynb #d5550e5c
 def _end_with(
     parent: int,  # process id
+    folder: str,  # its working folder: processes that joblib kept from another folder do not fit, it starts new ones
 ) -> None:
     "End this process as soon as its parent has ended."
 
@@ -52,6 +55,7 @@ def _end_with(
 
     threading.Thread(target=watch, daemon=True).start()
 
+
 # %% ../../nbs/cohort/workers.ipynb #04e25bc7
 @contextmanager
 def tied_workers(
@@ -59,7 +63,7 @@ def tied_workers(
 ) -> Iterator[None]:
     "Joblib's processes in this context end with this one; `InputError` if one of them is killed."
     try:
-        with parallel_config('loky', initializer=_end_with, initargs=(os.getpid(),)):
+        with parallel_config('loky', initializer=_end_with, initargs=(os.getpid(), os.getcwd())):
             yield
     except BrokenProcessPool as e:
         raise InputError(
