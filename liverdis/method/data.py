@@ -139,7 +139,7 @@ def _items(self: BatchDL, items):
     "Read through fastai's pipeline, item by item."
     return tuple(map(torch.stack, zip(*(self.dataset[int(i)] for i in items))))
 
-
+# %% ../../nbs/method/data.ipynb #f3977ecb
 @patch
 def _load(self: BatchDL, items):
     "Read items and send them to the device, which on CUDA goes on in the background."
@@ -148,7 +148,7 @@ def _load(self: BatchDL, items):
         parts = [t.pin_memory() for t in parts]
     return tuple(t.to(self.device, non_blocking=True) for t in parts)
 
-
+# %% ../../nbs/method/data.ipynb #08ec14c5
 @patch
 def _held_batches(self: BatchDL, batches):
     "Batches from what is kept on the device, which is filled by the first call."
@@ -160,7 +160,7 @@ def _held_batches(self: BatchDL, batches):
         items = items.to(self.device, non_blocking=True)
         yield tuple(t[items].as_subclass(of) for t, of in zip(held, types))
 
-
+# %% ../../nbs/method/data.ipynb #a72e3ceb
 @patch
 def _read_ahead(self: BatchDL, batches):
     "Batches from the file, each read while the one before is in use."
@@ -236,7 +236,7 @@ def dataloaders(
         dl_kwargs=[{'views': settings.views, **train}, {'bs': 256, **valid}],
     )
 
-
+# %% ../../nbs/method/data.ipynb #40c6fd7d
 def _reader(rois, labels, rows, settings, device, on_device):
     "What `BatchDL` is told of one part."
     targets, rows = _targets(labels, settings), np.array(rows)
@@ -249,7 +249,7 @@ def _room(device):
     "Bytes that the images of one part may take on the device."
     return torch.cuda.mem_get_info(device)[0] // 4 if torch.device(device).type == 'cuda' else 2**30
 
-
+# %% ../../nbs/method/data.ipynb #4ecf5d9c
 def _targets(labels, settings):
     return TensorCategory(torch.tensor([settings.classes.index(label) for label in labels]))
 
@@ -271,7 +271,7 @@ def batches(
     for rows in torch.from_numpy(np.flatnonzero(mask)).split(bs):
         yield tuple(t.as_subclass(torch.Tensor).to(device) for t in _read(rois, targets, rows.numpy(), settings))
 
-
+# %% ../../nbs/method/data.ipynb #1d69b559
 def load_split(
     rois: np.ndarray | RoiFile,  # (N,1,H,W) in HU
     labels: pd.Series,  # (N,) class names

@@ -25,21 +25,9 @@ from fastai.torch_core import find_bs, to_detach, trainable_params
 from fastcore.foundation import L
 from torch import nn
 
-# %% ../../nbs/method/learner.ipynb #360a0d81
-class FusedAdam(OptimWrapper):
-    "fastai's Adam with decoupled weight decay, as one fused PyTorch kernel for all parameters of a group."
-
-    def __init__(
-        self,
-        params: Any,  # parameters, or one list of them for each layer group
-        lr: float = 1e-3,
-        **kwargs: Any,  # further arguments of `torch.optim.AdamW`
-    ):
-        groups = [list(g) for g in params] if isinstance(params[0], (L, list)) else [list(params)]
-        halves = [[p for p in g if (p.ndim > 1) == decayed] for g in groups for decayed in (True, False)]
-        adam = partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
-        super().__init__(halves, opt=adam, lr=lr, **kwargs)
-        self.set_hyper('wd', self.hypers[0]['wd'])
+# %% ../../nbs/method/learner.ipynb #6d6b9923
+class _Halves(OptimWrapper):
+    "An optimizer whose groups come in pairs, one layer group each; the second of a pair has no weight decay."
 
     @property
     def param_lists(self) -> list[list]:
@@ -55,6 +43,28 @@ class FusedAdam(OptimWrapper):
     def _hyper(self, params, betas, weight_decay, **others):
         return {**others, 'mom': betas[0], 'sqr_mom': betas[1], 'wd': weight_decay}
 
+    def _set_hyper(self, k, v):
+        halves = [value for value in v for _ in range(2)]
+        if k == 'wd':
+            halves[1::2] = [0.0] * len(v)
+        super()._set_hyper(k, halves)
+
+# %% ../../nbs/method/learner.ipynb #360a0d81
+class FusedAdam(_Halves):
+    "fastai's Adam with decoupled weight decay, as one fused PyTorch kernel for all parameters of a group."
+
+    def __init__(
+        self,
+        params: Any,  # parameters, or one list of them for each layer group
+        lr: float = 1e-3,
+        **kwargs: Any,  # further arguments of `torch.optim.AdamW`
+    ):
+        groups = [list(g) for g in params] if isinstance(params[0], (L, list)) else [list(params)]
+        halves = [[p for p in g if (p.ndim > 1) == decayed] for g in groups for decayed in (True, False)]
+        adam = partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
+        super().__init__(halves, opt=adam, lr=lr, **kwargs)
+        self.set_hyper('wd', self.hypers[0]['wd'])
+
     def set_hyper(self, k: str, v: Any) -> None:
         "fastai's; a number or an array, which schedules set at each step, takes a shorter way."
         if isinstance(v, float):
@@ -63,12 +73,6 @@ class FusedAdam(OptimWrapper):
             self._set_hyper(k, v.tolist())
         else:
             super().set_hyper(k, v)
-
-    def _set_hyper(self, k, v):
-        halves = [value for value in v for _ in range(2)]
-        if k == 'wd':
-            halves[1::2] = [0.0] * len(v)
-        super()._set_hyper(k, halves)
 
 # %% ../../nbs/method/learner.ipynb #d909d94d
 class _AvgMetric(AvgMetric):
@@ -79,7 +83,7 @@ class _AvgMetric(AvgMetric):
         self.total += to_detach(self.func(learn.pred, *learn.yb), cpu=False) * bs
         self.count += bs
 
-
+# %% ../../nbs/method/learner.ipynb #d522cd56
 class _AvgLoss(AvgLoss):
     "fastai's average loss, on the device"
 
@@ -99,11 +103,22 @@ class _AvgSmoothLoss(AvgSmoothLoss):
         self.count += 1
         self.val = torch.lerp(loss, self.val, self.beta)
 
-
+# %% ../../nbs/method/learner.ipynb #38b0a973
 def _device_metric(metric) -> Metric:
     "fastai's `mk_metric`; a function becomes an average on the device"
     metric = mk_metric(metric)
     return _AvgMetric(metric.func) if type(metric) is AvgMetric else metric
+
+
+class _OnDevice(Learner):
+    @property
+    def metrics(self) -> L:
+        "What is measured each epoch; functions are averaged on the device."
+        return self._metrics
+
+    @metrics.setter
+    def metrics(self, v: Any) -> None:
+        self._metrics = L(v).map(_device_metric)
 
 # %% ../../nbs/method/learner.ipynb #7839b3b9
 class Recorder(fastai.learner.Recorder):
@@ -153,52 +168,8 @@ class _Scheduler(ParamScheduler):
         for name, values in self.hps.items():
             values.append(now[name])
 
-# %% ../../nbs/method/learner.ipynb #1d8aa082
-def _listens(cb: Callback, event_name: str) -> bool:
-    return event_name == 'after_fit' or event_name in vars(cb) or hasattr(type(cb), event_name)
-
-# %% ../../nbs/method/learner.ipynb #cc24115a
-class RoiLearner(Learner):
-    "A `Learner` with fused Adam, whose steps do not wait for the device."
-
-    def __init__(
-        self,
-        dls: DataLoaders,  # of one fold
-        model: nn.Module,
-        loss_func: Callable | None = None,
-        opt_func: Callable = FusedAdam,
-        splitter: Callable = trainable_params,  # model to its layer groups; those that it leaves out do not train
-        **kwargs: Any,  # as for `Learner`: lr, wd, metrics, cbs and so on
-    ):
-        model = model.to(dls.device)
-        super().__init__(dls, model, loss_func, opt_func=opt_func, splitter=splitter, **kwargs)
-        if hasattr(self, 'recorder'):
-            self.remove_cb(self.recorder).add_cb(Recorder())
-
-    @property
-    def metrics(self) -> L:
-        "What is measured each epoch; functions are averaged on the device."
-        return self._metrics
-
-    @metrics.setter
-    def metrics(self, v: Any) -> None:
-        self._metrics = L(v).map(_device_metric)
-
-    def _set_device(self, b):
-        delivered = getattr(self.dl, 'device', None)
-        return b if delivered == next(self.model.parameters()).device else super()._set_device(b)
-
-    def __call__(self, event_name: str | list) -> Any:
-        "Announce an event or, as in fastai, a list of them."
-        return self._call_one(event_name) if isinstance(event_name, str) else super().__call__(event_name)
-
-    def _call_one(self, event_name):
-        if not hasattr(event, event_name):
-            raise Exception(f'missing {event_name}')
-        for cb in sorted(self.cbs, key=attrgetter('order')):
-            if _listens(cb, event_name):
-                cb(event_name)
-
+# %% ../../nbs/method/learner.ipynb #94d003e0
+class _OneCycle(Learner):
     def fit_one_cycle(
         self,
         n_epoch: int,
@@ -222,6 +193,45 @@ class RoiLearner(Learner):
             'mom': _CombinedCos(pct_start, *(self.moms if moms is None else moms)),
         }
         self.fit(n_epoch, cbs=[_Scheduler(scheds), *L(cbs)], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
+
+# %% ../../nbs/method/learner.ipynb #1d8aa082
+def _listens(cb: Callback, event_name: str) -> bool:
+    return event_name == 'after_fit' or event_name in vars(cb) or hasattr(type(cb), event_name)
+
+
+class _Direct(Learner):
+    def __call__(self, event_name: str | list) -> Any:
+        "Announce an event or, as in fastai, a list of them."
+        return self._call_one(event_name) if isinstance(event_name, str) else super().__call__(event_name)
+
+    def _call_one(self, event_name):
+        if not hasattr(event, event_name):
+            raise Exception(f'missing {event_name}')
+        for cb in sorted(self.cbs, key=attrgetter('order')):
+            if _listens(cb, event_name):
+                cb(event_name)
+
+# %% ../../nbs/method/learner.ipynb #cc24115a
+class RoiLearner(_OnDevice, _OneCycle, _Direct):
+    "A `Learner` with fused Adam, whose steps do not wait for the device."
+
+    def __init__(
+        self,
+        dls: DataLoaders,  # of one fold
+        model: nn.Module,
+        loss_func: Callable | None = None,
+        opt_func: Callable = FusedAdam,
+        splitter: Callable = trainable_params,  # model to its layer groups; those that it leaves out do not train
+        **kwargs: Any,  # as for `Learner`: lr, wd, metrics, cbs and so on
+    ):
+        model = model.to(dls.device)
+        super().__init__(dls, model, loss_func, opt_func=opt_func, splitter=splitter, **kwargs)
+        if hasattr(self, 'recorder'):
+            self.remove_cb(self.recorder).add_cb(Recorder())
+
+    def _set_device(self, b):
+        delivered = getattr(self.dl, 'device', None)
+        return b if delivered == next(self.model.parameters()).device else super()._set_device(b)
 
 # %% ../../nbs/method/learner.ipynb #52c4a46d
 def keep_memory() -> None:

@@ -44,21 +44,8 @@ class CodeBank:
         y: torch.Tensor,  # (B,) their classes
     ) -> torch.Tensor:  # (B,K,D), infinite for a class without codes
         "For each query, the nearest code of every class; its own class is represented by the query."
-        nearest = torch.stack([self._nearest(c, k) for k in range(len(self.by_class))], 1)
+        nearest = torch.stack([_nearest(c, *of, self.block) for of in zip(self.by_class, self.half_sq_norms)], 1)
         nearest[torch.arange(len(y), device=y.device), y] = c
-        return nearest
-
-    def _nearest(self, c, k):
-        "The code of class `k` nearest to each query, `(B,D)`."
-        nearest, best = torch.full_like(c, torch.inf), None
-        for codes, half in zip(self.by_class[k].split(self.block), self.half_sq_norms[k].split(self.block)):
-            if len(codes):
-                found, score = _nearest_in_block(c, codes, half)
-                if best is None:
-                    nearest, best = found, score
-                else:
-                    nearest = torch.where((score > best)[:, None], found, nearest)
-                    best = torch.maximum(score, best)
         return nearest
 
 # %% ../../nbs/method/mixture.ipynb #c7ea74a5
@@ -66,6 +53,20 @@ def _nearest_in_block(c, codes, half_sq_norms):
     "The code nearest to each query, and its score, which is larger the nearer it is."
     score, i = torch.addmm(-half_sq_norms, c, codes.T).max(1)
     return codes[i], score
+
+
+def _nearest(c, codes, half_sq_norms, block):
+    "The code of one class nearest to each query, `(B,D)`."
+    nearest, best = torch.full_like(c, torch.inf), None
+    for some, half in zip(codes.split(block), half_sq_norms.split(block)):
+        if len(some):
+            found, score = _nearest_in_block(c, some, half)
+            if best is None:
+                nearest, best = found, score
+            else:
+                nearest = torch.where((score > best)[:, None], found, nearest)
+                best = torch.maximum(score, best)
+    return nearest
 
 # %% ../../nbs/method/mixture.ipynb #6dc335c5
 class ProportionSampler:

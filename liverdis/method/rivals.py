@@ -161,17 +161,34 @@ class ClassWeights(Callback):
         t = probabilities(self.y, self.dls.c) * self.weights.to(self.y.device)
         self.learn.yb = (t / t.sum(1).mean(),)
 
+# %% ../../nbs/method/rivals.ipynb #1873a6f1
+class _TakesThePlace(Callback):
+    "From validation to the next epoch, an average of the weights is in the model."
+
+    average: Any = None
+    aside: dict[str, torch.Tensor]  # the weights that train, while the average is in the model
+
+    def before_epoch(self) -> None:
+        "The weights that train return."
+        if self.aside:
+            self.model.load_state_dict(self.aside)
+            self.aside = {}
+
+    def before_validate(self) -> None:
+        "The average takes the place of the weights that train."
+        if self.average and not self.aside:
+            self.aside = {name: w.clone() for name, w in self.model.state_dict().items()}
+            self.model.load_state_dict(self.average.module.state_dict())
+
 # %% ../../nbs/method/rivals.ipynb #65bb223f
-class WeightAverage(Callback):
+class WeightAverage(_TakesThePlace):
     "Validates, keeps and ends with the exponential moving average of the weights (Morales-Brotons et al., TMLR 2024)."
 
     def __init__(
         self,
         decay: float = 0.99,  # share of the old average that each step keeps
     ):
-        self.decay = decay
-        self.average: Any = None
-        self.aside: dict[str, torch.Tensor] = {}  # the weights that train, while the average is in the model
+        self.decay, self.aside = decay, {}
 
     def before_fit(self) -> None:
         "Begin an average, unless one goes on; `lr_find` has none."
@@ -183,21 +200,9 @@ class WeightAverage(Callback):
         ema = get_ema_multi_avg_fn(self.decay)
         self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
 
-    def before_epoch(self) -> None:
-        "The weights that train return."
-        if self.aside:
-            self.model.load_state_dict(self.aside)
-            self.aside = {}
-
     def after_step(self) -> None:
         "One step of the average."
         self.average.update_parameters(self.model)
-
-    def before_validate(self) -> None:
-        "The average takes the place of the weights that train."
-        if self.average and not self.aside:
-            self.aside = {name: w.clone() for name, w in self.model.state_dict().items()}
-            self.model.load_state_dict(self.average.module.state_dict())
 
     def state_dict(self) -> dict:
         "The average, and the weights that train."

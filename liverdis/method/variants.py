@@ -100,7 +100,7 @@ def mixed_codes(
 
     return make
 
-
+# %% ../../nbs/method/variants.ipynb #321938b3
 def extrapolated_codes(
     n_classes: int,
     step: float = 0.5,  # of the distance to the neighbour

@@ -113,7 +113,7 @@ def patient_bootstrap(
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
-
+# %% ../../nbs/study/comparison.ipynb #5fe5f680
 def _by_patient(hits: pd.DataFrame) -> pd.DataFrame:
     "Sum of differences and number of predictions of each patient."
     return hits.groupby('patient_id').difference.agg(['sum', 'size'])
@@ -191,7 +191,7 @@ def verdict(
         return WORSE
     return EQUAL if row.p_equal > 0.95 else NOT_SHOWN
 
-
+# %% ../../nbs/study/comparison.ipynb #b514c1d6
 def _table(rows: dict[str, dict[str, Any]], accuracy: pd.Series) -> pd.DataFrame:
     "Comparisons as a table, best first, with Holm's adjustment and verdicts."
     table = pd.DataFrame(rows).T.rename_axis('arm')
@@ -200,7 +200,7 @@ def _table(rows: dict[str, dict[str, Any]], accuracy: pd.Series) -> pd.DataFrame
     table['verdict'] = [verdict(row) for _, row in table.iterrows()]
     return table.sort_values('difference', ascending=False).astype({c: int for c in table if c.startswith('n_')})
 
-
+# %% ../../nbs/study/comparison.ipynb #8a98dd0a
 def compare(
     df: pd.DataFrame,  # predictions
     against: str = 'duplicate-real',  # the arm that all others are compared with
@@ -332,7 +332,7 @@ def _plain(x: Any) -> Any:
         x = x.item()
     return None if x != x else x
 
-
+# %% ../../nbs/study/comparison.ipynb #5e2290f5
 def _arm_summary(df: pd.DataFrame, arm: str) -> dict[str, Any]:
     "Confusion matrix of one arm and what follows from it."
     cm = confusion(df, arm, None)
@@ -344,7 +344,7 @@ def _arm_summary(df: pd.DataFrame, arm: str) -> dict[str, Any]:
         'confusion': cm.values.tolist(),
     }
 
-
+# %% ../../nbs/study/comparison.ipynb #5f83dabd
 def _comparisons(df: pd.DataFrame, against: str) -> dict[str, Any]:
     "Every arm against one, with its repeats."
     rows = compare(df, against).to_dict(orient='index')

@@ -64,7 +64,7 @@ def _check_folds(df: pd.DataFrame, name: str) -> None:
             'trained on other cases of the same patient; make the folds by patient'
         )
 
-
+# %% ../../nbs/study/evaluate.ipynb #959ad82f
 def _check_pairing(df: pd.DataFrame, name: str) -> None:
     design = ['repeat', 'fold', 'case_id', 'patient_id', 'label']
     tested = {arm: set(d[design].itertuples(index=False, name=None)) for arm, d in df.groupby('arm', sort=False)}

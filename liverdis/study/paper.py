@@ -225,7 +225,7 @@ def _accuracies_finding() -> Finding:
         'At least one value is misprinted, or the folds do not make up the dataset.',
     )
 
-
+# %% ../../nbs/study/paper.ipynb #4e670585
 def _correction_finding(solution: pd.Series) -> Finding:
     solutions = ', '.join(f'{len(search(rule, 1))} solution(s) {_IF[rule]}' for rule in RULES)
     return Finding(
@@ -277,7 +277,7 @@ def _average_gain_finding() -> Finding:
         f'the baseline; {pooled:.1f} points over all cases of Table 3).',
     )
 
-
+# %% ../../nbs/study/paper.ipynb #28100a79
 def _largest_gain_finding() -> Finding:
     return Finding(
         'Section 1',
@@ -324,7 +324,7 @@ def _mistakes_finding() -> Finding:
         f'{", ".join(parts)}. Both classes gain in recall all the same: fewer go elsewhere.',
     )
 
-
+# %% ../../nbs/study/paper.ipynb #e4587f74
 def _superior_finding() -> Finding:
     p = mcnemar_bounds().p_value
     return Finding(

@@ -29,7 +29,7 @@ def _matrices(predictions: pd.DataFrame, arm: str) -> dict[str, pd.DataFrame]:
     four = set(predictions.label) == set(CLASSES)
     return {'this run': own, 'paper': TABLE3[arm]} if four else {'this run': own}
 
-
+# %% ../../nbs/study/paper_figures.ipynb #4af1ebbe
 def table3_figure(
     predictions: pd.DataFrame,  # predictions.csv
     arms: Sequence[str] = ARMS,  # those of the paper that the run has

@@ -112,7 +112,7 @@ def generators(
     first = results['folds'][0]
     return [kind for kind in first if isinstance(first[kind], dict) and 'probe_r_accuracy' in first[kind]]
 
-
+# %% ../../nbs/study/report.ipynb #52920b7a
 def _measured(
     results: dict[str, Any],  # results.json
     key: str,  # of the generator's entry in each fold
@@ -135,7 +135,7 @@ def _column(values: np.ndarray, last: str, digits: int = 1) -> list[str]:
     "One text a fold, and a last row."
     return [*(f'{v:.{digits}f}' for v in values), last]
 
-
+# %% ../../nbs/study/report.ipynb #21185952
 def _paper_arms(results: dict[str, Any]) -> list[str]:
     "The paper's arms, if the run has them; none for a cohort without the paper's four classes."
     cases = results['summary']['cases']
@@ -161,12 +161,10 @@ def codes_table(
         out[R_SENSITIVITY] = _column(ratio, f'{ratio.mean():.2f}', 2)
     return pd.DataFrame(out, pd.Index([*_fold_names(results), 'mean'], name='fold'))
 
-
+# %% ../../nbs/study/report.ipynb #1e9fc2fa
 def table2(
     results: dict[str, Any],  # results.json
-) -> (
-    pd.DataFrame
-):  # text, in %; a row a fold (2.1: repeat 2, fold 1) and 'mean'; columns: arms, the paper's arms, measures
+) -> pd.DataFrame:  # text, in %; a row a fold (2.1: repeat 2, fold 1) and 'mean'; a column an arm or measure
     "Fold accuracies beside the paper's, and the measures of the codes. Means with population standard deviation."
     out, codes = {}, codes_table(results)
     for arm in results['summary']['arms']:
@@ -209,7 +207,7 @@ def _difference(row: dict[str, Any], arm: str, against: str, several: bool) -> s
     intervals = '' if row['verdict'] in (TOO_FEW, ONE_FOLD) else f': {_intervals(row, several)}'
     return f"{text}{intervals}: {_IN_WORDS[row['verdict']].format(arm=arm, against=against)}."
 
-
+# %% ../../nbs/study/report.ipynb #d872169b
 def _spread(by_repeat: dict[str, list]) -> str:
     differences = by_repeat['difference']
     if len(differences) == 1:
@@ -235,7 +233,7 @@ def _against(rows: dict[str, Any], against: str) -> str:
     texts = [f"{_difference(rows[arm], arm, against, len(rows) > 1)} {_spread(rows[arm]['by_repeat'])}" for arm in full]
     return ' '.join([*texts, _verdicts({arm: row for arm, row in rows.items() if arm not in full}, against)]).strip()
 
-
+# %% ../../nbs/study/report.ipynb #ec85e9fa
 def comparisons(
     results: dict[str, Any],  # results.json
 ) -> list[str]:  # a paragraph a reference; none for a run of one arm
@@ -264,7 +262,7 @@ def main_pair(
     arm = 'proposed' if 'proposed' in rows else next(iter(rows or results['summary']['arms']))
     return arm, against
 
-
+# %% ../../nbs/study/report.ipynb #7be42b97
 def answer(
     results: dict[str, Any],  # results.json
 ) -> str:
@@ -277,7 +275,7 @@ def answer(
     words = _IN_WORDS[verdict].format(arm=arm, against=against)
     return f'Of {n} cases, {arm} is right in {right[arm]} and {against} in {right[against]}: {words}.'
 
-
+# %% ../../nbs/study/report.ipynb #b33f582c
 def short_table(
     results: dict[str, Any],  # results.json
 ) -> pd.DataFrame:  # text; a row an arm
@@ -293,7 +291,7 @@ def short_table(
             rows[arm]['verdict'] = row['verdict'] if row else ''
     return pd.DataFrame(rows).T.rename_axis('arm')
 
-
+# %% ../../nbs/study/report.ipynb #4503af54
 def warnings(
     results: dict[str, Any],  # results.json
 ) -> list[str]:
@@ -448,10 +446,13 @@ def _overall(results: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis('arm')
 
 # %% ../../nbs/study/report.ipynb #004860ce
-def _text(x: Any, form: str = '.2g') -> str:
-    return '' if x is None else f'{x:{form}}'
+_PROBABLE = ('p_better', 'p_equal', 'p_worse')
 
 
+def _text(x: float | None) -> str:
+    return '' if x is None else f'{x:.2g}'
+
+# %% ../../nbs/study/report.ipynb #40cd7e76
 def differences(
     results: dict[str, Any],  # results.json
     against: str,  # one of the references in its summary
@@ -471,10 +472,7 @@ def differences(
         }
     return pd.DataFrame(rows).T.rename_axis('arm')
 
-
-_PROBABLE = ('p_better', 'p_equal', 'p_worse')
-
-
+# %% ../../nbs/study/report.ipynb #b4075e38
 def _figure(results: dict[str, Any], against: str) -> Figure:
     "All arms of a run against one."
     table = pd.DataFrame(results['summary']['comparisons'][against]).T.drop(columns=['by_repeat', 'verdict'])
@@ -487,34 +485,36 @@ def _hardest_text(predictions: pd.DataFrame) -> pd.DataFrame:
     "The hardest cases as text."
     table = hardest(predictions)
     table['probability'] = [f'{100 * p:.0f} %' for p in table.probability]
-    return table.rename(columns={'probability': 'probability of its class', 'taken_for': 'taken for'}).rename_axis(
-        'case'
-    )
+    names = {'probability': 'probability of its class', 'taken_for': 'taken for'}
+    return table.rename(columns=names).rename_axis('case')
 
-
-def _content(run: RunFiles) -> dict[str, Any]:
-    "Texts and tables of the page, by their names in the template."
-    r, table, settings = run.results, table2(run.results), choices(run.results)
-    codes = {g: codes_table(r, g).T.rename_axis('fold') for g in generators(r)}
-    data = r.get('data') or 'not recorded'
+# %% ../../nbs/study/report.ipynb #b5696b5d
+def _texts(run: RunFiles) -> dict[str, Any]:
+    r, data = run.results, run.results.get('data') or 'not recorded'
     return dict(
-        r=r,
         answer=answer(r),
-        short=short_table(r),
-        warnings=warnings(r),
         pair=main_pair(r),
-        hardest=_hardest_text(run.predictions),
-        facts=_facts(run),
+        warnings=warnings(r),
+        comparisons=comparisons(r),
+        leakage={g: leakage(r, g) for g in generators(r)},
         data_note=_DATA_NOTES.get(data, f'Data: {data}.'),
         preset_note=_PRESET_NOTES.get(r['preset'], ''),
-        repeats=r['summary']['n_repeats'],
-        comparisons=comparisons(r),
-        leakage={g: leakage(r, g) for g in codes},
-        table2=table.drop(columns=codes_table(r).columns),
         paper_beside=bool(_paper_arms(r)),
+        repeats=r['summary']['n_repeats'],
+    )
+
+# %% ../../nbs/study/report.ipynb #2fb2fa0c
+def _tables(run: RunFiles) -> dict[str, Any]:
+    r, settings = run.results, choices(run.results)
+    codes = {g: codes_table(r, g).T.rename_axis('fold') for g in generators(r)}
+    return dict(
+        short=short_table(r),
+        table2=table2(r).drop(columns=codes_table(r).columns),
         codes={g: t[['mean', *t.columns[:-1]]] for g, t in codes.items()},
         differences={against: differences(r, against) for against in r['summary']['comparisons']},
         overall=_overall(r),
+        hardest=_hardest_text(run.predictions),
+        facts=_facts(run),
         choices=settings,
         counts=settings.source.value_counts().reindex(['paper', 'paper, changed', 'ours'], fill_value=0),
     )
@@ -534,7 +534,7 @@ def _codes_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
     both = {'fig3': lambda: fig3(run.figures, classes), 'fig5': lambda: fig5(run.figures, classes)}
     return both if run.figures else {}
 
-
+# %% ../../nbs/study/report.ipynb #fa7f1c3c
 def _pictures(run: RunFiles, folder: Path) -> dict[str, dict[str, str]]:
     "Figures of the page by their names in the template; without what the run lacks."
     r, p, (arm, against) = run.results, run.predictions, main_pair(run.results)
@@ -552,12 +552,14 @@ def _pictures(run: RunFiles, folder: Path) -> dict[str, dict[str, str]]:
         draw['curves'] = lambda: draw_curves(fits)
     return {name: _in_both_themes(f) for name, f in (draw | _codes_pictures(run)).items()}
 
-
+# %% ../../nbs/study/report.ipynb #359c3023
 def write_report(
     folder: str | Path,  # of a finished run
 ) -> Path:  # report.html in that folder
     "The run beside the paper as one self-contained HTML file. Raises `InputError` as `read_run` does."
     run, path = read_run(folder), Path(folder) / 'report.html'
     pages = Environment(loader=PackageLoader('liverdis', 'templates'), autoescape=True)
-    write_atomic(path, pages.get_template('report.html.jinja').render(**_content(run), **_pictures(run, path.parent)))
+    page = pages.get_template('report.html.jinja')
+    parts = _texts(run) | _tables(run) | _pictures(run, path.parent)
+    write_atomic(path, page.render(r=run.results, **parts))
     return path

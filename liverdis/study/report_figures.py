@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..cohort.ct import window
@@ -26,14 +27,7 @@ from .evaluate import confusion, draw_confusion, reliability
 from .paper_figures import show_framed
 
 # %% ../../nbs/study/report_figures.ipynb #79e534fd
-_DOTS = (
-    '#0072B2',
-    '#E69F00',
-    '#009E73',
-    '#CC79A7',
-    '#56B4E9',
-    '#D55E00',
-)  # colours that a colour-blind reader tells apart
+_DOTS = '#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00'.split()  # colours that a colour-blind reader tells apart
 
 
 def draw_folds(
@@ -53,6 +47,16 @@ def draw_folds(
     ax.set(xticks=range(len(arms)), xticklabels=arms, ylabel='test accuracy, %', xlim=(-0.6, len(arms) - 0.4))
     return fig
 
+# %% ../../nbs/study/report_figures.ipynb #fb312f52
+def _draw_change(change: pd.DataFrame, ax: Axes, title: str) -> None:
+    "One confusion matrix minus another, blue where it grew."
+    most = max(change.abs().to_numpy().max(), 1)
+    style: dict[str, Any] = {'cmap': 'RdBu', 'vmin': -most, 'vmax': most, 'square': True, 'cbar': False}
+    sns.heatmap(change, annot=True, fmt='+.3g', annot_kws={'size': 11}, ax=ax, linewidths=1, **style)
+    ax.set(title=title, xlabel='predicted', ylabel='')
+    ax.tick_params(length=0, labelrotation=0)
+    ax.set_xticks(ax.get_xticks(), change.columns, rotation=30, ha='right', rotation_mode='anchor')
+
 # %% ../../nbs/study/report_figures.ipynb #6254868a
 def draw_confusions(
     predictions: pd.DataFrame,  # predictions.csv
@@ -64,20 +68,7 @@ def draw_confusions(
     fig, axs = plt.subplots(1, 3, figsize=(10.2, 3.7), layout='constrained')
     for ax, cm, name in zip(axs, both, (against, arm)):
         draw_confusion(cm.round(1), ax, f'{name}: {np.diag(cm).sum() / cm.values.sum():.1%}')
-    change = (both[1] - both[0]).round(1) + 0
-    most = max(change.abs().to_numpy().max(), 1)
-    style: dict[str, Any] = {
-        'cmap': 'RdBu',
-        'vmin': -most,
-        'vmax': most,
-        'square': True,
-        'cbar': False,
-        'linewidths': 1,
-    }
-    sns.heatmap(change, annot=True, fmt='+.3g', annot_kws={'size': 11}, ax=axs[2], **style)
-    axs[2].set(title=f'{arm} minus {against}', xlabel='predicted', ylabel='')
-    axs[2].tick_params(length=0, labelrotation=0)
-    axs[2].set_xticks(axs[2].get_xticks(), change.columns, rotation=30, ha='right', rotation_mode='anchor')
+    _draw_change((both[1] - both[0]).round(1) + 0, axs[2], f'{arm} minus {against}')
     return fig
 
 # %% ../../nbs/study/report_figures.ipynb #173cbf60
@@ -112,7 +103,7 @@ def hardest(
     )
     return table.sort_values('probability', kind='stable').head(n)
 
-
+# %% ../../nbs/study/report_figures.ipynb #b536f8fc
 def case_images(
     folder: str | Path,  # of a run
     cases: Sequence[str],  # their ids
@@ -156,7 +147,7 @@ def histories(
             found.setdefault(record['task']['kind'], []).append(pd.DataFrame(record['history']))
     return found
 
-
+# %% ../../nbs/study/report_figures.ipynb #99dc938a
 def draw_curves(
     fits: Mapping[str, Sequence[pd.DataFrame]],  # of `histories`
 ) -> Figure:

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import InputError, brief, write_atomic
@@ -36,8 +37,8 @@ def seed_all(
 
 # %% ../../nbs/study/training.ipynb #c551c4fd
 def _stateful(learn: Learner) -> list[Callback]:
-    "The callbacks with a state of their own. (`hasattr` would find that of the model: callbacks pass names on to it.)"
-    return [cb for cb in learn.cbs if 'load_state_dict' in vars(type(cb))]
+    "The callbacks with a state of their own. (The class is asked, as a callback passes unknown names on to the model.)"
+    return [cb for cb in learn.cbs if hasattr(type(cb), 'load_state_dict')]
 
 
 def _save_checkpoint(path: Path, learn: Learner, state: dict[str, Any]) -> None:
@@ -88,8 +89,18 @@ def _add_epoch(state: dict[str, Any], row: dict[str, float], model: nn.Module, b
         weights = {name: w.clone() for name, w in model.state_dict().items()}
         state |= {'kept': weights, 'kept_epoch': row['epoch']}
 
+# %% ../../nbs/study/training.ipynb #23701892
+class _SeededEpochs(Callback):
+    seed: int
+
+    def before_epoch(self) -> None:
+        "Seed torch, numpy, random and the order of the training cases."
+        seed_all(self.seed, self.epoch)
+        self.dls.train.rng = random.Random(self.seed + self.epoch)
+        self.epoch_start = time.perf_counter()
+
 # %% ../../nbs/study/training.ipynb #4d0ef552
-class Checkpoint(Callback):
+class Checkpoint(_SeededEpochs):
     "Seeds every epoch, records history, keeps the best weights by validation loss and makes the fit resumable."
 
     order = Recorder.order + 10
@@ -112,12 +123,6 @@ class Checkpoint(Callback):
             self.state = _load_checkpoint(self.file, self.learn)
         return self.state['epoch'] + 1
 
-    def before_epoch(self) -> None:
-        "Seed torch, numpy, random and the order of the training cases."
-        seed_all(self.seed, self.epoch)
-        self.dls.train.rng = random.Random(self.seed + self.epoch)
-        self.epoch_start = time.perf_counter()
-
     def after_epoch(self) -> None:
         "Extend the history and keep the weights; save if it is time to."
         if self.epoch <= self.state['epoch']:
@@ -127,11 +132,13 @@ class Checkpoint(Callback):
         _check_loss(row, self.folder.name)
         _add_epoch(self.state, row, self.model, self.best)
         write_atomic(self.folder / 'history.csv', pd.DataFrame(self.state['history']).to_csv(index=False))
-        if time.perf_counter() - self.last_save > 20 * self.save_time:
-            self._save()
+        self._save_if_due()
 
-    def _save(self):
-        began = time.perf_counter()
+# %% ../../nbs/study/training.ipynb #3c6e9225
+@patch
+def _save_if_due(self: Checkpoint):
+    began = time.perf_counter()
+    if began - self.last_save > 20 * self.save_time:
         _save_checkpoint(self.file, self.learn, self.state)
         self.last_save = time.perf_counter()
         self.save_time = self.last_save - began
