@@ -68,11 +68,12 @@ check: lint ## lint; and fail if a notebook is not clean, its outputs are stale,
 	$(BIN)/python tools/run_notebooks.py --check
 	@echo 'notebooks clean, their outputs those of a run; liverdis/, README.md and CONTRIBUTING.md in step'
 
-lint: $(STAMP) ## style and docstrings (ruff), types (mypy), spelling (codespell)
+lint: $(STAMP) ## style and docstrings (ruff), types (mypy), spelling (codespell), workflows (zizmor)
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
 	$(BIN)/codespell . .github
+	$(BIN)/zizmor --offline --quiet .github
 
 facts: $(STAMP) ## lengths of cells and lines, types, imports that point forward, checks that cannot fail
 	$(BIN)/python tools/facts.py
