@@ -1,8 +1,11 @@
 """What ingest must never do: lose what is not its own, give a patient away, stop half way, hand on what was typed."""
 
 import csv
+import errno
 import hashlib
+import multiprocessing.forkserver
 import os
+import re
 import resource
 import shutil
 import signal
@@ -21,6 +24,7 @@ import pandas as pd
 import psutil
 import pydicom
 import pytest
+from typer.testing import CliRunner
 
 import liverdis.cohort.ingest as module
 from liverdis.cohort import scan
@@ -32,6 +36,8 @@ from liverdis.cohort.labels import LabelRules, load_labels, write_labels
 from liverdis.cohort.phantom.cohort import write_phantom
 from liverdis.cohort.recipes import mct_ltdiag
 from liverdis.core import InputError, write_atomic
+from liverdis.study import experiment
+from liverdis.use import cli
 
 TUMOUR = LabelRules((('livertumor', 'metastasis', '*'),))
 HEALTHY = IngestOptions(healthy=1)
@@ -337,6 +343,31 @@ def test_write_atomic_names_the_file_and_the_reason(tmp_path):
     starved = lambda: (resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)), write_atomic(tmp_path / 'a.csv', 'x' * 11))
     assert in_child(starved).startswith(f'InputError: {tmp_path}/a.csv: File too large')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_while_a_slice_is_written(monkeypatch):
+    "pydicom words the error anew and drops its number: a traceback of 60 lines"
+
+    def write(*_):
+        with pydicom.tag.tag_in_exception(pydicom.tag.Tag('PixelData')):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(cli, '_phantom', write)
+    done = CliRunner().invoke(cli.app, ['phantom', 'out'])
+    assert done.exit_code == 2 and done.stderr.count('\n') == 1 and 'No space left' in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='workers are forks on Linux only')
+def test_ctrl_c_reaches_no_worker(monkeypatch):
+    "Not even the process that imports the library for them; it once printed a traceback beside the parent's line"
+    here = multiprocessing.forkserver.ForkServer()
+    monkeypatch.setattr(experiment.forkserver, 'ensure_running', here.ensure_running)
+    experiment._start_deaf_forkserver()
+    status = Path(f'/proc/{here._forkserver_pid}/status').read_text()
+    blocked = int(re.search(r'SigBlk:\s*(\w+)', status)[1], 16)
+    here._stop()
+    assert blocked >> (signal.SIGINT - 1) & 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 # two at once, and none any more

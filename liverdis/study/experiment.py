@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -343,6 +344,16 @@ def _work_off(
         if on_progress:
             on_progress(*progress(run), [_how_far(run, task) for task in running.values()])
 
+# %% ../../nbs/study/experiment.ipynb #288ee993
+def _start_deaf_forkserver() -> None:
+    "Start the process that workers are forks of, so that neither it nor they hear Ctrl-C, whenever it comes."
+    resource_tracker.ensure_running()  # unblocks the signal when it starts
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
 # %% ../../nbs/study/experiment.ipynb #ed9a348b
 def _process_context() -> Any:
     "Workers are forks of a process that has imported the library once; CUDA and macOS do not survive a fork."
@@ -350,9 +361,10 @@ def _process_context() -> Any:
         return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['liverdis.study.experiment'])
+    _start_deaf_forkserver()
     return context
 
-
+# %% ../../nbs/study/experiment.ipynb #fd9fe874
 def run_tasks(
     run: Run,
     jobs: int,  # processes side by side

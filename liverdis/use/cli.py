@@ -38,11 +38,18 @@ if TYPE_CHECKING:
 _FOLDERS_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # full, or not ours to write
 
 
+def _first_cause(e: OSError) -> OSError:
+    "The error behind one that a library worded anew, without its number, as pydicom does for a slice it cannot write."
+    return _first_cause(e.__cause__) if e.errno is None and isinstance(e.__cause__, OSError) else e
+
+
 def _cannot_use(e: OSError) -> str:
     "What a full or protected folder did, in one line; any other `OSError` is a bug of ours and goes on."
-    if e.errno not in _FOLDERS_FAULT:
+    cause = _first_cause(e)
+    if cause.errno not in _FOLDERS_FAULT:
         raise e
-    return f"{e.filename or 'output folder'}: {e.strerror}: make room or choose another folder; nothing is half-written"
+    where = cause.filename or 'output folder'
+    return f'{where}: {cause.strerror}: make room or choose another folder; nothing is half-written'
 
 
 class _OneLine(TyperGroup):
