@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 OUT ?= runs/demo
 TO ?= .
-TIMES ?= 30
+TIMES ?= 10
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check
@@ -93,7 +93,7 @@ wheeltest: build ## install the wheel with the newest of everything, in an envir
 fuzz: $(STAMP) ## 10,000 broken files to every reader, into nbs/results/attacks/fuzz.csv; an hour or two
 	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --out nbs/results/attacks/fuzz.csv
 
-interrupt: $(STAMP) ## stop, starve and crowd ingest, reproduce and study at random moments; TIMES=30 of each attack
+interrupt: $(STAMP) ## stop, starve and crowd ingest, reproduce and study at random moments; TIMES=10 of each attack
 	for target in ingest reproduce study; do \
 	  OMP_NUM_THREADS=1 $(BIN)/python tools/interrupt.py $$target --times $(TIMES) || exit 1; done
 

@@ -17,8 +17,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import formats
+import large_manifest
 import numpy as np
 import pandas as pd
 import psutil
@@ -33,6 +35,7 @@ from liverdis.cohort.deidentify import load_key, read_private, write_private
 from liverdis.cohort.example import write_example, write_mct_example
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules, load_labels, write_labels
+from liverdis.cohort.manifest import load_manifest, verify_files
 from liverdis.cohort.phantom.cohort import write_phantom
 from liverdis.cohort.recipes import mct_ltdiag
 from liverdis.core import InputError, write_atomic
@@ -443,6 +446,21 @@ def test_a_killed_worker_is_one_line(made, tmp_path, monkeypatch):
     "While headers are read"
     monkeypatch.setattr(scan, 'index_files', lambda *args: os.kill(os.getpid(), signal.SIGKILL))
     assert 'fewer --jobs' in refusal(again, made, tmp_path / 'out', jobs=2)
+
+
+def test_a_killed_worker_of_a_run_is_one_line(monkeypatch):
+    "The system ends one for lack of memory: a traceback of 40 lines"
+    monkeypatch.setattr(experiment, '_work_off', lambda run, pool, *_: pool.submit(os._exit, 1).result())
+    said = refusal(experiment.run_tasks, SimpleNamespace(folder='runs/night'), 2)
+    assert said.startswith('runs/night: a worker was killed') and '--jobs 1' in said
+
+
+def test_20_000_rows(tmp_path):
+    "Of 200,000 neither reading nor checking may take ten seconds; see tools/large_manifest.py"
+    path = large_manifest.write_rows(tmp_path, 20_000)
+    began = time.process_time()
+    verify_files(load_manifest(path))
+    assert time.process_time() - began < 3
 
 
 # what somebody typed

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -371,7 +372,7 @@ def run_tasks(
     on_progress: Progress | None = None,  # called at least every half second
     arms_file: str | Path | None = None,  # a user's file of arms
 ) -> None:
-    "Do all tasks of a run that are not done yet, in processes of this machine."
+    "Do all tasks of a run that are not done yet, in processes of this machine; `InputError` if one is killed."
     context = _process_context()
     places = context.Queue()
     for place in range(jobs):
@@ -379,6 +380,11 @@ def run_tasks(
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_init_worker, initargs=(places,)) as pool:
         try:
             _work_off(run, pool, lambda: jobs, on_progress, arms_file)
+        except BrokenProcessPool:
+            why = 'a worker was killed, probably for lack of memory'
+            raise InputError(
+                f'{run.folder}: {why}: give --jobs {max(1, jobs - 1)}; the same command continues'
+            ) from None
         except BaseException:  # Ctrl-C too
             for worker in multiprocessing.active_children():
                 worker.terminate()
