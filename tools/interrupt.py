@@ -263,10 +263,10 @@ def survive(name: str, command: Command, home: Path, ref: Reference, rng: random
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def record(rows: list[dict]) -> None:
-    """Replace the rows of the same attacks and targets in the table of results."""
+def record(row: dict) -> None:
+    """Replace the row of the same attack and target in the table of results."""
     old = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
-    table = pd.concat([old, pd.DataFrame(rows, columns=COLUMNS)])
+    table = pd.concat([old, pd.DataFrame([row], columns=COLUMNS)])
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     table.drop_duplicates(["attack", "target"], keep="last").sort_values(["target", "attack"]).to_csv(
         RESULTS, index=False
@@ -286,16 +286,15 @@ def main() -> None:
     ref = Reference(command, home)
     print(f"{given.target}: {ref.takes:.1f} s, writes after {ref.begins:.1f}, {len(ref.files)} files", flush=True)
     for name in given.attacks:
-        rng, ok, orphans, differing = random.Random(f"{given.seed} {name}"), 0, 0, []
+        rng, each, ok, orphans, differing = random.Random(f"{given.seed} {name}"), IN_A_ROW.get(name, 1), 0, 0, []
         for k in range(given.times):
             good, alive, unlike = survive(name, command, home, ref, rng)
             ok, orphans, differing = ok + good, orphans + alive, differing + unlike
             if not good:
                 print(f"{name} {k}: {alive} processes left, differing: {unlike}", flush=True)
-        each = IN_A_ROW.get(name, 1)
-        row = dict(zip(COLUMNS, (name, given.target, each * given.times, each * ok, orphans, len(differing))))
+            row = dict(zip(COLUMNS, (name, given.target, each * (k + 1), each * ok, orphans, len(differing))))
+            record(row)  # so that a night that ends early counts
         print(row, flush=True)
-        record([row])
     shutil.rmtree(home)
 
 
