@@ -96,9 +96,9 @@ def main() -> int:
         said = reproduce(manifest, home / str(number), changes)
         rows.append({"spoiled": what, "must_warn": expected, **judge(home / str(number), said)})
         print(rows[-1], flush=True)
+        pd.DataFrame(rows).to_csv(RESULTS, index=False)
         unsaid = not (rows[-1]["in_report"] and rows[-1]["in_command"])
         failed |= unsaid or bool(expected) and (rows[0][expected] > 0 or rows[-1][expected] == 0)
-    pd.DataFrame(rows).to_csv(RESULTS, index=False)
     return int(failed)
 
 
