@@ -425,7 +425,7 @@ def test_workers_end_with_a_killed_parent(made, tmp_path):
 
 def test_a_patient_that_kills_its_process_costs_only_itself(made, tmp_path, monkeypatch):
     "As when memory runs out, or a library aborts"
-    make = module._ingest_patient
+    make = module.ingest_patient
 
     def dies(context, patient, *args):
         if 'b' in patient.names:
@@ -433,7 +433,7 @@ def test_a_patient_that_kills_its_process_costs_only_itself(made, tmp_path, monk
             os.kill(os.getpid(), signal.SIGKILL)
         return make(context, patient, *args)
 
-    monkeypatch.setattr(module, '_ingest_patient', dies)
+    monkeypatch.setattr(module, 'ingest_patient', dies)
     done = again(made, tmp_path / 'out', jobs=2)
     (problem,) = [p for p in done.problems if p.failed]
     assert problem.path.is_relative_to(made / 'src/b') and 'was killed' in problem.reason and done.redone == 1

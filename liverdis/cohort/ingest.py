@@ -6,54 +6,29 @@
 __all__ = ['Ingested', 'ingest']
 
 # %% ../../nbs/cohort/ingest.ipynb #2860f4af
-import hashlib
-import json
 import os
-import re
-import shutil
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+from joblib import delayed
 
-from .. import __version__
-from .annotation.readers import given_labels, list_structures, read_structures
-from .annotation.structures import Structure
-from .archives import Source, source_folder
-from liverdis.cohort.case_files import (
-    Case,
-    IngestOptions,
-    PatientFolder,
-    case_picture,
-    diameter_mm,
-    save_patient,
-    write_cases,
-)
-from .cases import LesionMask, case_slices, check_slices, split_lesions
-from .ct import read_hu, upright
+from .archives import source_folder
+from .case_files import IngestOptions
+from .cases import check_slices
 from liverdis.cohort.deidentify import (
-    Pseudonymizer,
     file_code,
     identifying_words,
     private_path,
     public_text,
     read_private,
-    structure_code,
     write_private,
 )
-from .duplicates import overlapping
-from .healthy import GAP_MM, place_healthy
-from .labels import LABELS, LabelError, LabelRules, Named
+from .labels import LabelRules, Named
 from .manifest import Manifest, save_manifest
 from liverdis.cohort.ownership import (
     RECORD,
@@ -62,574 +37,16 @@ from liverdis.cohort.ownership import (
     claim,
     discard,
     own_folders,
-    part_of,
     place_manifest,
     read_record,
     sweep,
 )
+from .patient import FromOthers, IngestContext, Outcome, SourcePatient, ingest_patient, sizes_digest
 from .qc import write_qc
-from .roi import lesion_box, save_cached_rois
-from .scan import Annotation, PatientFiles, Problem, Series, scan_folder
-from ..core import CLASSES, InputError, brief, csv_text, os_errors, write_atomic
-
-# %% ../../nbs/cohort/ingest.ipynb #91c9ea1a
-@dataclass(frozen=True)
-class _Context:
-    "What the work on every patient needs."
-
-    source: Source
-    out: Path  # folder of the cohort
-    labels: LabelRules
-    ids: Pseudonymizer
-    options: IngestOptions
-
-    @property
-    def src(self) -> Path:
-        "The folder of the source, or the one that it is unpacked to."
-        return self.source.folder
-
-# %% ../../nbs/cohort/ingest.ipynb #44d9b2ab
-def _patient_names(
-    patient: PatientFiles,
-    pid: str,  # keyed id
-    src: Path,  # folder of the source
-) -> tuple[str, ...]:
-    "What a labels file may call a patient."
-    found = {a.paths[0].parent for a in patient.annotations} | {a.series.folder for a in patient.annotations}
-    folders = {os.path.relpath(f, src) for f in found}
-    parts = {part for f in folders for part in Path(f).parts}
-    return (pid, patient.key, *sorted(folders), *sorted(parts))
-
-# %% ../../nbs/cohort/ingest.ipynb #cd14b45d
-_LAYOUT = 3
-
-
-def _fingerprint(
-    patient: PatientFiles,
-    context: _Context,
-) -> str:
-    "A hash of version, options and files."
-    stats = [(path, path.stat()) for path in patient.files]
-    files = [(os.path.relpath(path, context.src), s.st_size, s.st_mtime_ns) for path, s in stats]
-    return context.ids.code(json.dumps([__version__, _LAYOUT, asdict(context.options), files]), 32)
-
-# %% ../../nbs/cohort/ingest.ipynb #35b6cf10
-def _known_words(
-    patient: PatientFiles,
-    src: Path,  # folder of the source
-) -> frozenset[str]:
-    "Words that may name a patient, and that no message in the cohort may hold."
-    identifiers = {a.series.identifiers for a in patient.annotations}
-    folders = {Path(os.path.relpath(path.parent, src)) for a in patient.annotations for path in a.paths}
-    folders |= {Path(os.path.relpath(a.series.folder, src)) for a in patient.annotations}
-    return identifying_words(' '.join(identifiers), folders)
-
-# %% ../../nbs/cohort/ingest.ipynb #0e8651c8
-@dataclass(frozen=True, eq=False)
-class _Patient:
-    "One patient of the source, under all names."
-
-    pid: str  # keyed id
-    files: PatientFiles
-    names: tuple[str, ...]  # by which a labels file may call it
-    known: frozenset[str]  # words that may name it
-    fingerprint: str
-
-    @classmethod
-    def of(cls, files: PatientFiles, context: _Context) -> '_Patient':
-        "A patient with its id, names and fingerprint."
-        pid, src = context.ids.code(files.key), context.src
-        names, known = _patient_names(files, pid, src), _known_words(files, src)
-        return cls(pid, files, names, known, _fingerprint(files, context))
-
-# %% ../../nbs/cohort/ingest.ipynb #40f2af0c
-@dataclass(frozen=True, eq=False)
-class _Lesion:
-    "A labelled lesion of a series."
-
-    structure: Named  # with its number in that structure
-    number: int  # in the series
-    label: str  # one of the four classes
-    mask: LesionMask
-    path: Path  # of its file
-    notes: tuple[str, ...]  # of the readers of its file
-
-# %% ../../nbs/cohort/ingest.ipynb #a8fac27d
-@dataclass(eq=False)
-class _Labeller:
-    "The labels of one patient's structures, with a memory of what was asked."
-
-    rules: LabelRules
-    patient: tuple[str, ...]  # its names
-    ids: Pseudonymizer
-    given: dict[str, str | None] = field(default_factory=dict)  # what the rules said, by `Named.key`
-    names: dict[str, str] = field(default_factory=dict)  # code to name
-
-    def named(
-        self,
-        name: str,  # in the source
-        number: int | None = None,  # of a lesion in the structure
-    ) -> Named:
-        "A structure or lesion with its code, which is remembered."
-        code = structure_code(name, self.ids)
-        self.names[code] = name
-        return Named(name, code, number)
-
-    def label(
-        self,
-        structure: Named,
-    ) -> str | None:
-        "What the rules say of a structure or lesion, remembered under its code."
-        self.given[structure.key] = self.rules.of(structure, self.patient)
-        return self.given[structure.key]
-
-    def by_pattern(
-        self,
-        structure: Named,
-    ) -> str:  # '' if a line names the structure in full, or none decides
-        "The pattern with a placeholder that decided about a structure."
-        rule = self.rules.deciding(structure, self.patient)
-        return rule[0] if rule and not structure.in_full(rule[0]) else ''
-
-# %% ../../nbs/cohort/ingest.ipynb #6946db65
-@dataclass(eq=False)
-class _Reading:
-    "What is outlined on the slices of one series, while its annotations are read."
-
-    series: Series
-    number: int  # of the series, from 1
-    prefix: str  # with which the ids of its cases begin
-    to: PatientFolder
-    labeller: _Labeller
-    liver: dict[int, np.ndarray] = field(default_factory=dict)  # rank of the slice to (H,W) bool
-    avoid: dict[int, np.ndarray] = field(default_factory=dict)  # the same, of all that is neither liver nor ignored
-    lesions: list[_Lesion] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of lesions, by name of the structure
-
-    @property
-    def spacing_mm(self) -> tuple[float, float]:
-        "From row to row, from column to column."
-        return self.series.slices[0].spacing_mm
-
-    @property
-    def positions_mm(self) -> list[float]:
-        "Where the slices lie along their normal; one zero where the files do not say."
-        slices = self.series.slices
-        return [s.normal_position_mm for s in slices] if slices[0].position_mm else [0.0]
-
-# %% ../../nbs/cohort/ingest.ipynb #28c0638e
-def _voxel_ml(
-    reading: _Reading,
-) -> float:  # NaN if the distance of slices is not known
-    "The volume of one voxel."
-    positions = reading.positions_mm
-    if len(positions) > 1:
-        step = float(np.median(np.diff(positions)))
-    else:
-        step = reading.series.slices[0].thickness_mm or float('nan')
-    row, col = reading.spacing_mm
-    return row * col * step / 1000
-
-# %% ../../nbs/cohort/ingest.ipynb #b060f4c6
-def _draw_unlabelled(
-    reading: _Reading,
-    structure: Named,
-    lesion: LesionMask,
-) -> tuple[str, str]:  # file in the patient's folder, and what the lesion is like; '' if it cannot be drawn
-    "Draw a lesion without a label on its largest slice."
-    rank = case_slices(lesion, 'largest')[0]
-    try:
-        ct = read_hu(reading.series.slices[rank])
-        ct, mask = upright(ct, lesion.on(rank, ct.hu.shape))
-        picture = case_picture(ct, mask, lesion_box(mask, reading.to.options.margin, ct.spacing_mm))
-    except InputError:
-        return '', ''
-    name = f"unlabelled-{reading.number}-{structure.key.replace('#', '-')}.jpg"
-    picture.save(reading.to.folder / name, quality=85)
-    return name, f'; the largest is {diameter_mm(mask, ct.spacing_mm):.0f} mm across, {ct.hu[mask].mean():.0f} HU'
-
-# %% ../../nbs/cohort/ingest.ipynb #b9b81dd4
-def _ask(
-    reading: _Reading,
-    name: str,  # of the structure
-    unlabelled: dict[int, LesionMask],  # its lesions without a label, by number
-    path: Path,  # of the annotation
-) -> None:
-    "Skip lesions without a label and say which line the labels file lacks."
-    one_of_several = len(unlabelled) == 1 and reading.counts[name] > 1
-    structure = reading.labeller.named(name, *unlabelled if one_of_several else ())
-    largest = max(unlabelled.values(), key=lambda lesion: lesion.voxels.sum())
-    picture, looks = _draw_unlabelled(reading, structure, largest)
-    words = '|'.join((*CLASSES[:3], 'avoid', 'ignore'))
-    reason = f"{len(unlabelled)} lesion(s) or organ(s) without a label{looks}"
-    reading.to.skip(structure.key, path, reason, f"{structure.key},{words}", picture=picture)
-
-# %% ../../nbs/cohort/ingest.ipynb #ca12175e
-_LIVER_ML = 500  # half a liver; a ball of 10 cm
-
-
-def _mistaken_for_lesion(
-    reading: _Reading,
-    lesion: _Lesion,
-) -> str:  # '' if it is none
-    "Why a labelled lesion is rather an organ."
-    volume = lesion.mask.voxels.sum() * _voxel_ml(reading)
-    pattern = reading.labeller.by_pattern(lesion.structure)
-    if not (pattern and volume >= _LIVER_ML):
-        return ''
-    by = f'{lesion.label} by the pattern {pattern!r}'
-    return f'is {volume:.0f} ml, as large as a liver, and {by}; write its name in full'
-
-# %% ../../nbs/cohort/ingest.ipynb #16af49c3
-def _add_lesions(
-    reading: _Reading,
-    structure: Structure,
-    given: str | None,  # class that the file itself gives
-    annotation: Annotation,
-) -> None:
-    "Separate the lesions of a structure and label each of them."
-    unlabelled, name, path = {}, structure.name, annotation.paths[0]
-    for mask in split_lesions(structure.masks):
-        reading.counts[name] += 1
-        named = reading.labeller.named(name, reading.counts[name])
-        label = reading.labeller.label(named) or given
-        if label in CLASSES:
-            number, notes = sum(reading.counts.values()), (*annotation.notes, *structure.notes)
-            reading.lesions.append(_Lesion(named, number, label, mask, path, notes))
-        elif label is None:
-            unlabelled[reading.counts[name]] = mask
-    if unlabelled:
-        _ask(reading, name, unlabelled, path)
-
-# %% ../../nbs/cohort/ingest.ipynb #280210f9
-def _unite(
-    into: dict[int, np.ndarray],  # is changed
-    masks: dict[int, np.ndarray],
-) -> None:
-    "Add masks to others, slice by slice."
-    for rank, mask in masks.items():
-        into[rank] = into[rank] | mask if rank in into else mask
-
-# %% ../../nbs/cohort/ingest.ipynb #4426322d
-def _add_structure(
-    reading: _Reading,
-    structure: Structure,
-    label: str | None,  # that the rules give
-    given: str | None,  # class that the file itself gives
-    annotation: Annotation,
-) -> None:
-    "Put a structure where it belongs."
-    if not structure.masks:
-        named = reading.labeller.named(structure.name)
-        reading.to.skip(named.key, annotation.paths[0], 'is empty on the slices of its series')
-    elif (label or given) == 'liver':
-        _unite(reading.liver, structure.masks)
-    else:
-        _unite(reading.avoid, structure.masks)
-        if (label or given) != 'avoid':
-            _add_lesions(reading, structure, given, annotation)
-
-# %% ../../nbs/cohort/ingest.ipynb #f044d78c
-_BATCH_BYTES = 2**30  # of masks in memory
-
-
-def _batches(
-    annotation: Annotation,
-) -> list[list[tuple[str, str]]]:  # of (key, name)
-    "The structures of an annotation in batches that fit in memory."
-    listed = list_structures(annotation.paths, annotation.kind)
-    wanted = [(key, name) for key, name in listed if annotation.keys is None or key in annotation.keys]
-    slices = annotation.series.slices
-    n = max(1, _BATCH_BYTES // (len(slices) * int(np.prod(slices[0].shape))))
-    return [wanted[i : i + n] for i in range(0, len(wanted), n)]
-
-# %% ../../nbs/cohort/ingest.ipynb #fe59f85a
-def _read_batch(
-    reading: _Reading,
-    annotation: Annotation,
-    batch: list[tuple[str, str]],  # of (key, name)
-) -> None:
-    "Read those structures of a batch that are not to be ignored."
-    slices, labeller = reading.series.slices, reading.labeller
-    labels = {key: labeller.label(labeller.named(name)) for key, name in batch}
-    wanted = [key for key, label in labels.items() if label != 'ignore']
-    if not wanted:
-        return
-    given = given_labels(annotation.paths, annotation.kind)
-    for s in read_structures(annotation.paths, annotation.kind, slices, wanted, annotation.headers):
-        of_file = given.get(s.key)
-        _add_structure(reading, s, labels[s.key], of_file if of_file in LABELS else None, annotation)
-
-# %% ../../nbs/cohort/ingest.ipynb #600e146a
-def _read_annotation(
-    reading: _Reading,
-    annotation: Annotation,
-) -> None:
-    "Take in one annotation; if it cannot be used, skip it with the reason."
-    try:
-        for batch in _batches(annotation):
-            _read_batch(reading, annotation, batch)
-    except LabelError:
-        raise
-    except InputError as e:
-        reading.to.skip(f'{annotation.kind} annotation', annotation.paths[0], str(e), failed=True)
-
-# %% ../../nbs/cohort/ingest.ipynb #b93200de
-def _lesion_id(
-    reading: _Reading,
-    lesion: _Lesion,
-) -> str:
-    "What a cohort calls a lesion: the patient, the series if there are several, class and number."
-    return f'{reading.prefix}-{lesion.label}-{lesion.number}'
-
-
-def _repeats(
-    lesions: list[_Lesion],  # of one series
-) -> dict[int, tuple[str, bool]]:  # index to the reason, and whether it is a failure
-    "The lesions to leave out because they are outlined twice."
-    found: dict[int, tuple[str, bool]] = {}
-    for i, k, dice in overlapping([lesion.mask for lesion in lesions]):
-        first, again = lesions[i], lesions[k]
-        if first.label != again.label:
-            reason = f"is outlined twice, as {first.label} and as {again.label}; ignore one of them in the labels file"
-            found |= {i: (reason, True), k: (reason, True)}
-        else:
-            found.setdefault(k, (f"is lesion {first.number} outlined again (Dice {dice:.2f}), left out", False))
-    return found
-
-
-def _keep_distinct(
-    reading: _Reading,
-) -> None:
-    "Leave out what is no lesion, and what is outlined a second time."
-    lesions = []
-    for lesion in reading.lesions:
-        if reason := _mistaken_for_lesion(reading, lesion):
-            key = lesion.structure.key
-            reading.to.skip(key, lesion.path, reason, f'{key},{lesion.label}|liver|avoid|ignore', failed=True)
-        else:
-            lesions.append(lesion)
-    repeats = _repeats(lesions)
-    for i, (reason, failed) in repeats.items():
-        reading.to.skip(_lesion_id(reading, lesions[i]), lesions[i].path, reason, failed=failed)
-    reading.lesions = [lesion for i, lesion in enumerate(lesions) if i not in repeats]
-
-# %% ../../nbs/cohort/ingest.ipynb #8837891e
-def _read_patient(
-    to: PatientFolder,
-    labeller: _Labeller,
-    patient: PatientFiles,
-) -> list[_Reading]:  # one for each series
-    "Read all annotations of a patient, series by series."
-    groups = defaultdict(list)
-    for annotation in patient.annotations:
-        groups[id(annotation.series)].append(annotation)
-    ordered = sorted(groups.values(), key=lambda group: str(group[0].series.slices[0].path))
-    readings = []
-    for number, group in enumerate(ordered, 1):
-        prefix = f'{to.pid}-{number}' if len(ordered) > 1 else to.pid
-        readings.append(_Reading(group[0].series, number, prefix, to, labeller))
-        for annotation in group:
-            _read_annotation(readings[-1], annotation)
-        _keep_distinct(readings[-1])
-    return readings
-
-# %% ../../nbs/cohort/ingest.ipynb #1df5e6de
-def _lesion_case(
-    reading: _Reading,
-    lesion: _Lesion,
-    rank: int,  # of the slice
-) -> Case:
-    "A lesion on one slice as a case."
-    where = f'-z{rank:04d}' if reading.to.options.slices != 'largest' else ''
-    return Case(
-        case_id=f'{_lesion_id(reading, lesion)}{where}',
-        label=lesion.label,
-        structure=lesion.structure.code,
-        lesion=lesion.structure.number or 0,
-        rank=rank,
-        mask=lesion.mask.on(rank, reading.series.slices[rank].shape),
-        n_slices=len(lesion.mask.voxels),
-        volume_ml=lesion.mask.voxels.sum() * _voxel_ml(reading),
-        notes=(*reading.series.notes, *lesion.notes),
-    )
-
-# %% ../../nbs/cohort/ingest.ipynb #f6225b92
-def _lesion_cases(
-    reading: _Reading,
-) -> list[Case]:
-    "The cases of all lesions of a series; those that are too small are skipped."
-    options, cases = reading.to.options, []
-    for lesion in reading.lesions:
-        for rank in case_slices(lesion.mask, options.slices):
-            case = _lesion_case(reading, lesion, rank)
-            d = diameter_mm(case.mask, reading.spacing_mm)
-            if d < options.min_diameter_mm:
-                reason = f'is {d:.1f} mm across, less than the {options.min_diameter_mm:g} mm asked for'
-                reading.to.skip(case.case_id, reading.series.slices[rank].path, reason)
-            else:
-                cases.append(case)
-    return cases
-
-# %% ../../nbs/cohort/ingest.ipynb #70312542
-def _rng(
-    patient_key: str,  # what the source calls the patient
-    ids: Pseudonymizer,
-) -> np.random.Generator:
-    "A random generator of the patient's own, which nobody can repeat without the key of the cohort."
-    return np.random.default_rng(list(bytes.fromhex(ids.code(f'healthy squares of {patient_key}', 64))))
-
-
-def _digest(
-    sizes: list[float],
-) -> str:
-    "A short hash of the sizes from which healthy squares were drawn."
-    return hashlib.sha256(repr([round(s, 3) for s in sizes]).encode()).hexdigest()[:16]
-
-# %% ../../nbs/cohort/ingest.ipynb #e65de5f9
-def _skip_without_room(
-    reading: _Reading,
-    diameters: list[float],  # mm, of the squares that found no room
-    wanted: int,  # of how many
-) -> None:
-    "Report the healthy squares that found no room."
-    if not diameters:
-        return
-    ends = [f'{d * (1 + 2 * reading.to.options.margin):.0f}' for d in (min(diameters), max(diameters))]
-    wide = ' to '.join(dict.fromkeys(ends))
-    reason = (
-        f'no room for {len(diameters)} of {wanted} squares, {wide} mm wide with their margin, '
-        f'{GAP_MM} mm from every outline; a liver with more room takes them, if there is one'
-    )
-    reading.to.skip('healthy parenchyma', reading.series.slices[0].path, reason)
-
-# %% ../../nbs/cohort/ingest.ipynb #4efd73d3
-def _square_case(
-    reading: _Reading,
-    number: int,  # of the square, from 1
-    rank: int,  # of the slice
-    at: tuple[slice, slice],  # rows and columns
-) -> Case:
-    "A square of healthy parenchyma as a case; its number goes on from those of the lesions."
-    mask = np.zeros(reading.series.slices[rank].shape, bool)
-    mask[at] = True
-    return Case(
-        case_id=f'{reading.prefix}-healthy-{number}',
-        label='healthy',
-        structure='',
-        lesion=number,
-        rank=rank,
-        mask=mask,
-        notes=reading.series.notes,
-    )
-
-# %% ../../nbs/cohort/ingest.ipynb #2a84a530
-def _healthy_cases(
-    reading: _Reading,
-    sizes: list[float],  # diameters of the lesions to match, mm
-    n: int,  # squares wanted
-    rng: np.random.Generator,
-    extra: Sequence[float] = (),  # diameters of squares that other livers had no room for, mm
-) -> tuple[list[Case], list[float]]:  # cases; diameters of the own squares that found no room
-    "Squares of healthy parenchyma as cases; those that find no room are skipped."
-    where = reading.liver, reading.avoid, reading.positions_mm, reading.spacing_mm
-    found = place_healthy(*where, sizes, n, reading.to.options.margin, rng, extra)
-    _skip_without_room(reading, found.left, n)
-    _skip_without_room(reading, found.extra_left, len(extra))
-    begin = sum(reading.counts.values()) + 1
-    return [_square_case(reading, k, rank, at) for k, (rank, at) in enumerate(found.placed, begin)], found.left
-
-# %% ../../nbs/cohort/ingest.ipynb #4bd101ab
-def _write_healthy(
-    to: PatientFolder,
-    livers: list[_Reading],  # the series with an outlined liver; the first is used
-    sizes: list[float],  # diameters of the lesions to match, mm
-    extra: Sequence[float],  # the same, of squares that other livers had no room for
-    rng: np.random.Generator,
-) -> list[float]:  # diameters of the squares that found no room
-    "Place healthy squares and write them; skip with the reason if that cannot be done."
-    if not livers:
-        to.skip('healthy parenchyma', None, 'no outline of the liver', 'add a line LIVER_STRUCTURE,liver')
-        return []
-    if not sizes:
-        todo = 'ingest lesions and healthy livers together, or give the cohort of the lesions as --match'
-        to.skip('healthy parenchyma', None, 'no lesion in the cohort to match in size', todo)
-        return []
-    cases, left = _healthy_cases(livers[0], sizes, to.options.healthy, rng, extra)
-    write_cases(to, livers[0].series, livers[0].number, cases)
-    return left
-
-# %% ../../nbs/cohort/ingest.ipynb #f6d71343
-def _structure_names(
-    annotation: Annotation,
-) -> list[str]:
-    "The names of an annotation's structures."
-    try:
-        return [name for _, name in list_structures(annotation.paths, annotation.kind)]
-    except InputError:
-        return ['unreadable']  # reported when it is read
-
-# %% ../../nbs/cohort/ingest.ipynb #25ab045f
-def _may_have_lesions(
-    context: _Context,
-    patient: _Patient,
-) -> bool:
-    "Whether any structure is, by its name, neither the liver nor to be avoided nor to be ignored."
-    labeller = _Labeller(context.labels, patient.names, context.ids)
-    names = [name for a in patient.files.annotations for name in _structure_names(a)]
-    return any(labeller.label(labeller.named(name)) not in ('liver', 'avoid', 'ignore') for name in names)
-
-# %% ../../nbs/cohort/ingest.ipynb #d00743a7
-@dataclass(frozen=True)
-class _Outcome:
-    "What came of the work on one patient."
-
-    done: bool  # False if it must wait for the sizes of the cohort's lesions
-    names: dict[str, str] = field(default_factory=dict)  # code of each structure to its name
-    details: dict[str, str] = field(default_factory=dict)  # code of each shortened reason to the full one
-
-# %% ../../nbs/cohort/ingest.ipynb #5958de84
-def _fill_folder(
-    context: _Context,
-    patient: _Patient,
-    folder: Path,  # with a temporary name
-    sizes: list[float] | None,  # of the cohort's lesions, mm; None if not known yet
-    extra: Sequence[float],  # of squares that other livers had no room for, mm
-) -> _Outcome:
-    "Write all cases of a patient."
-    to = PatientFolder(folder, patient.pid, context.ids, context.options, context.src, patient.known)
-    labeller = _Labeller(context.labels, patient.names, context.ids)
-    readings = _read_patient(to, labeller, patient.files)
-    cases = [_lesion_cases(r) for r in readings]
-    own = [diameter_mm(c.mask, r.spacing_mm) for r, cs in zip(readings, cases) for c in cs if c.label != 'healthy']
-    livers = [r for r in readings if r.liver]
-    borrows = bool(context.options.healthy and livers and not own)  # sizes, from other patients
-    if borrows and sizes is None:
-        return _Outcome(False)
-    for r, cs in zip(readings, cases):
-        write_cases(to, r.series, r.number, cs)
-    healthy = dict(sizes=_digest(sizes or []) if borrows else None, extra=list(extra), has_liver=bool(livers), left=[])
-    if context.options.healthy:
-        healthy['left'] = _write_healthy(to, livers, own or sizes or [], extra, _rng(patient.files.key, context.ids))
-    save_patient(to, labeller.given, fingerprint=patient.fingerprint, diameters=own, healthy=healthy)
-    return _Outcome(True, labeller.names, to.details)
-
-# %% ../../nbs/cohort/ingest.ipynb #dd0e88b6
-def _ingest_patient(
-    context: _Context,
-    patient: _Patient,
-    sizes: list[float] | None = None,  # of the cohort's lesions, mm; None if not known yet
-    extra: Sequence[float] = (),  # of squares that other livers had no room for, mm
-) -> _Outcome:
-    "Make the folder of one patient, whole or not at all."
-    if context.options.healthy and sizes is None and not _may_have_lesions(context, patient):
-        return _Outcome(False)
-    folder = part_of(context.out / 'cases' / patient.pid)
-    folder.mkdir(parents=True)
-    try:
-        return _fill_folder(context, patient, folder, sizes, extra)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+from .roi import save_cached_rois
+from .scan import PatientFiles, Problem, scan_folder
+from .workers import in_turn, tied_workers
+from ..core import InputError, brief, csv_text, os_errors, write_atomic
 
 # %% ../../nbs/cohort/ingest.ipynb #8f70683d
 def _record(
@@ -653,10 +70,10 @@ def _asked(
         if code in names
     }
 
-
+# %% ../../nbs/cohort/ingest.ipynb #262bc3ad
 def _is_current(
     record: dict,
-    patient: _Patient,
+    patient: SourcePatient,
     labels: LabelRules,
     names: dict[str, str],  # code to name
 ) -> bool:
@@ -665,6 +82,22 @@ def _is_current(
         return False
     asked = _asked(record, names)
     return len(asked) == len(record['labels']) and all(labels.of(n, patient.names) == x for n, x in asked.items())
+
+# %% ../../nbs/cohort/ingest.ipynb #d485e9e5
+def _break_open(out: Path) -> None:
+    "Remove the manifest of a cohort that is going to change."
+    (out / 'manifest.csv').unlink(missing_ok=True)
+
+
+def _remove_gone(
+    out: Path,  # folder of the cohort
+    patients: dict[str, SourcePatient],  # that the source has, by keyed id
+) -> None:
+    "Remove the folders of patients that the source no longer has."
+    for pid, folder in own_folders(out).items():
+        if pid not in patients:
+            _break_open(out)
+            discard(folder)
 
 # %% ../../nbs/cohort/ingest.ipynb #629afce9
 @dataclass(eq=False)
@@ -681,10 +114,7 @@ class _Private:
         known = read_private(private_path(out))
         return cls(private_path(out), known['structure'], known['reason'])
 
-    def learn(
-        self,
-        outcome: _Outcome,
-    ) -> None:
+    def learn(self, outcome: Outcome) -> None:
         "Add what is new."
         rows = [dict(id=k, what='structure', source=v) for k, v in outcome.names.items() if k not in self.names]
         rows += [dict(id=k, what='reason', source=v) for k, v in outcome.details.items() if k not in self.details]
@@ -693,84 +123,41 @@ class _Private:
         self.names |= outcome.names
         self.details |= outcome.details
 
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    "A patient to work on."
-
-    patient: _Patient
-    sizes: list[float] | None = None  # of the cohort's lesions, mm; None if not known yet
-    extra: Sequence[float] = ()  # of squares that other livers had no room for, mm
-
 # %% ../../nbs/cohort/ingest.ipynb #d2063c84
-def _in_turn(
-    calls: list,  # from `delayed`
-    jobs: int,  # processes
-) -> Iterator[Any]:
-    "The results of calls in their order, None for one that ends its process."
-    done = 0
-    try:
-        for result in Parallel(jobs, return_as='generator', batch_size=1)(calls):
-            done += 1
-            yield result
-    except BrokenProcessPool:
-        if jobs == 2 and len(calls) == 1:
-            yield None
-            return
-        begun = done + 2 * effective_n_jobs(jobs)  # joblib's pre_dispatch
-        for call in calls[done:begun]:
-            yield from _in_turn([call], 2)
-        yield from _in_turn(calls[begun:], jobs)
-
-
 @dataclass(eq=False)
 class _Crew:
     "Makes the folders of patients, in any number of processes."
 
-    context: _Context
+    context: IngestContext
     private: _Private
     jobs: int  # processes
     tell: Callable[[int], None]  # called with the number of patients still to do
-    lost: list[_Patient] = field(default_factory=list)  # that ended the process that worked on them
+    lost: list[SourcePatient] = field(default_factory=list)  # that ended the process that worked on them
 
-    def make(
-        self,
-        tasks: list[_Task],
-    ) -> list[_Patient]:  # those that must wait for the sizes of lesions
-        "Make the folders of patients."
-        waiting = []
-        calls = [delayed(_ingest_patient)(self.context, t.patient, t.sizes, t.extra) for t in tasks]
-        for k, (outcome, task) in enumerate(zip(_in_turn(calls, self.jobs), tasks), 1):
+    def make(self, tasks: list[tuple[SourcePatient, FromOthers]]) -> list[SourcePatient]:
+        "Make the folders of patients; those are returned that must wait for the sizes of lesions."
+        if tasks:
+            _break_open(self.context.out)
+        waiting, calls = [], [delayed(ingest_patient)(self.context, *task) for task in tasks]
+        for k, (outcome, (patient, _)) in enumerate(zip(in_turn(calls, self.jobs), tasks), 1):
             if outcome is None:
-                self.lost.append(task.patient)
-                discard(self.context.out / 'cases' / task.patient.pid)
+                self.lost.append(patient)
+                discard(self.context.out / 'cases' / patient.pid)
             else:
                 self.private.learn(outcome)
-                waiting += [] if outcome.done else [task.patient]
+                waiting += [] if outcome.done else [patient]
             self.tell(len(tasks) - k)
         return waiting
 
-# %% ../../nbs/cohort/ingest.ipynb #d485e9e5
-def _remove_outdated(
-    out: Path,  # folder of the cohort
-    patients: dict[str, _Patient],  # that the source has, by keyed id
-    stale: list[_Patient],
-) -> None:
-    "Remove the manifest if anything will change, and the folders of patients that the source no longer has."
-    gone = [folder for pid, folder in own_folders(out).items() if pid not in patients]
-    if stale or gone:
-        (out / 'manifest.csv').unlink(missing_ok=True)
-    for folder in gone:
-        discard(folder)
-
-# %% ../../nbs/cohort/ingest.ipynb #53c45c36
-def _lesion_sizes(
-    out: Path,  # folder of the cohort
-    pids: Iterable[str],  # keyed ids of patients whose folders are there
-) -> list[float]:
-    "Diameters of all lesions of some patients, mm."
-    records = [_record(out, pid) for pid in pids]
-    return [d for r in records if r for d in r['diameters']]
+# %% ../../nbs/cohort/ingest.ipynb #7052bf34
+def _lost(
+    crew: _Crew,
+) -> list[Problem]:
+    "A problem for each patient that ended the process that worked on it."
+    if crew.lost:
+        sweep(crew.context.out)
+    reason = 'the process that read this patient was killed: a damaged file, or too little memory; try it alone'
+    return [Problem(p.files.annotations[0].paths[0].parent, reason, failed=True) for p in crew.lost]
 
 # %% ../../nbs/cohort/ingest.ipynb #ab9f8861
 def _hand_on(
@@ -783,46 +170,53 @@ def _hand_on(
     takers = sorted(roomy, key=lambda pid: (records[pid]['healthy']['sizes'] is None, pid))
     return {pid: left[k : n * len(takers) : len(takers)] for k, pid in enumerate(takers)}
 
-# %% ../../nbs/cohort/ingest.ipynb #f04f222d
-def _renew(
-    crew: _Crew,
-    patients: dict[str, _Patient],  # by keyed id
-    matched: list[float],  # diameters of the lesions of another cohort, mm
-) -> int:  # patients worked on
-    "Bring the folders of all patients up to date."
-    context, names = crew.context, crew.private.names
-    records = {pid: r for pid in patients if (r := _record(context.out, pid))}
-    current = {pid: r for pid, r in records.items() if _is_current(r, patients[pid], context.labels, names)}
-    stale = [p for pid, p in patients.items() if pid not in current]
-    _remove_outdated(context.out, patients, stale)
-    waiting = crew.make([_Task(p) for p in stale])
-    sizes = sorted(matched + _lesion_sizes(context.out, set(patients) - {p.pid for p in waiting}))
-    resized = [patients[pid] for pid, r in current.items() if r['healthy']['sizes'] not in (None, _digest(sizes))]
-    if waiting or resized:
-        (context.out / 'manifest.csv').unlink(missing_ok=True)
-    crew.make([_Task(p, sizes) for p in waiting + resized])
-    taking = _take_over(crew, patients, sizes)
-    return len({p.pid for p in stale + resized + taking} - {p.pid for p in crew.lost})
+# %% ../../nbs/cohort/ingest.ipynb #53c45c36
+def _records(
+    out: Path,  # folder of the cohort
+    pids: Iterable[str],  # keyed ids of patients
+) -> dict[str, dict]:  # by keyed id, of those that have a folder
+    "What the folders of patients were made from."
+    return {pid: record for pid in pids if (record := _record(out, pid))}
+
+
+def _lesion_sizes(
+    out: Path,  # folder of the cohort
+    pids: Iterable[str],  # keyed ids of patients
+) -> list[float]:
+    "Diameters of all lesions of some patients, mm."
+    return [d for record in _records(out, pids).values() for d in record['diameters']]
 
 # %% ../../nbs/cohort/ingest.ipynb #cd9a0d9f
 def _take_over(
     crew: _Crew,
-    patients: dict[str, _Patient],  # by keyed id
+    patients: dict[str, SourcePatient],  # by keyed id
     sizes: list[float],  # of the cohort's lesions, mm
-) -> list[_Patient]:  # worked on
+) -> list[SourcePatient]:  # worked on
     "Make the folders again whose livers take squares of others, or no longer do."
-    context = crew.context
-    records = {pid: r for pid in patients if (r := _record(context.out, pid))}
-    extra = _hand_on(records, context.options.healthy)
-    tasks = [
-        _Task(patients[pid], sizes, extra.get(pid, []))
-        for pid, r in records.items()
-        if r['healthy']['extra'] != extra.get(pid, [])
-    ]
-    if tasks:
-        (context.out / 'manifest.csv').unlink(missing_ok=True)
-    crew.make(tasks)
-    return [task.patient for task in tasks]
+    records = _records(crew.context.out, patients)
+    extra = _hand_on(records, crew.context.options.healthy)
+    changed = [pid for pid, r in records.items() if r['healthy']['extra'] != extra.get(pid, [])]
+    crew.make([(patients[pid], FromOthers(sizes, extra.get(pid, []))) for pid in changed])
+    return [patients[pid] for pid in changed]
+
+# %% ../../nbs/cohort/ingest.ipynb #f04f222d
+def _renew(
+    crew: _Crew,
+    patients: dict[str, SourcePatient],  # by keyed id
+    matched: list[float],  # diameters of the lesions of another cohort, mm
+) -> int:  # patients worked on
+    "Bring the folders of all patients up to date."
+    context, names = crew.context, crew.private.names
+    records = _records(context.out, patients)
+    current = {pid: r for pid, r in records.items() if _is_current(r, patients[pid], context.labels, names)}
+    stale = [p for pid, p in patients.items() if pid not in current]
+    _remove_gone(context.out, patients)
+    waiting = crew.make([(p, FromOthers()) for p in stale])
+    sizes = sorted(matched + _lesion_sizes(context.out, set(patients) - {p.pid for p in waiting}))
+    resized = [patients[pid] for pid, r in current.items() if r['healthy']['sizes'] not in (None, sizes_digest(sizes))]
+    crew.make([(p, FromOthers(sizes)) for p in waiting + resized])
+    taking = _take_over(crew, patients, sizes)
+    return len({p.pid for p in stale + resized + taking} - {p.pid for p in crew.lost})
 
 # %% ../../nbs/cohort/ingest.ipynb #4aaaa8d4
 def _sizes_of(
@@ -840,7 +234,7 @@ def _sizes_of(
 
 # %% ../../nbs/cohort/ingest.ipynb #2501f9ac
 def _skipped_table(
-    context: _Context,
+    context: IngestContext,
     records: list[dict],
     problems: list[Problem],
 ) -> pd.DataFrame:
@@ -855,7 +249,7 @@ def _skipped_table(
 
 # %% ../../nbs/cohort/ingest.ipynb #d17cc85b
 def _write_manifest(
-    context: _Context,
+    context: IngestContext,
     records: list[dict],
 ) -> Manifest | None:  # None if there is no case
     "Write `manifest.csv` and the regions of all cases."
@@ -870,10 +264,44 @@ def _write_manifest(
     save_cached_rois(manifest, context.options.margin, context.options.size, regions)
     return manifest
 
+# %% ../../nbs/cohort/ingest.ipynb #dd11fd6c
+def _write_tables(
+    context: IngestContext,
+    records: list[dict],
+    skipped: pd.DataFrame,
+) -> Manifest | None:  # None if there is no case
+    "Write what the folders of patients hold as the tables of the cohort."
+    measured = pd.DataFrame([c['measured'] for r in records for c in r['cases']])
+    write_atomic(context.out / 'measurements.csv', csv_text(measured))
+    write_atomic(context.out / 'skipped.csv', csv_text(skipped))
+    manifest = _write_manifest(context, records)
+    write_qc(context.out, measured, skipped)
+    return manifest
+
+# %% ../../nbs/cohort/ingest.ipynb #2f7ca437
+def _names_shown(
+    private: _Private,
+    records: list[dict],
+) -> dict[str, str]:  # code of a structure to its name
+    "The structures that the records speak of."
+    used = {key.partition('#')[0] for r in records for key in r['labels']}
+    return {code: name for code, name in private.names.items() if code in used}
+
+
+def _details_shown(
+    context: IngestContext,
+    private: _Private,
+    skipped: pd.DataFrame,
+) -> dict[str, str]:  # code of a shortened reason to the full one
+    "The reasons in the table of what was skipped, with paths as the user knows them."
+    given, unpacked = str(context.source.given), str(context.source.folder)
+    codes = [code for code in skipped.detail.unique() if code in private.details]
+    return {code: private.details[code].replace(unpacked, given) for code in codes}
+
 # %% ../../nbs/cohort/ingest.ipynb #f35c2347
 def _skipped_files(
-    context: _Context,
-    patients: Iterable[_Patient],
+    context: IngestContext,
+    patients: Iterable[SourcePatient],
     problems: list[Problem],
     codes: set[str],  # of the files
 ) -> dict[str, Path]:  # code to path, as the user knows it
@@ -886,8 +314,8 @@ def _skipped_files(
 
 # %% ../../nbs/cohort/ingest.ipynb #85b2da71
 def _write_private(
-    context: _Context,
-    patients: Iterable[_Patient],
+    context: IngestContext,
+    patients: Iterable[SourcePatient],
     names: dict[str, str],  # code of a structure to its name
     details: dict[str, str],  # code of a shortened reason to the full one
     sources: dict[str, Path],  # code of a file to its path
@@ -922,36 +350,28 @@ class Ingested:
         "Whether a file could not be read or placed."
         return bool(self.skipped.failed.any()) or any(p.failed for p in self.problems)
 
-    def named(
-        self,
-        key: str,  # a code of the cohort, perhaps with the number of a lesion: 's-0123456789#2'
-    ) -> str:
-        "What the source calls a structure or lesion."
+    def named(self, key: str) -> str:  # key: a code of the cohort, perhaps with the number of a lesion
+        "What the source calls a structure or lesion: of 's-0123456789#2' 'livertumor#2'."
         code, mark, number = key.partition('#')
         return f'{self.names.get(code, code)}{mark}{number}'
 
     @property
-    def lacking(self) -> pd.DataFrame:  # name, patient, what, picture: one row a structure of a patient
+    def lacking(self) -> pd.DataFrame:  # name, patient, reason, picture: one row a structure of a patient
         "What the labels file lacks, for `write_labels`."
-        asked = self.skipped[self.skipped.todo.str.contains('|', regex=False)]
-        names, pictures = asked.what.map(self.named), 'cases/' + asked.patient_id + '/' + asked.picture
-        columns = dict(name=names, patient=asked.patient_id, reason=asked.reason, picture=pictures)
-        return pd.DataFrame(columns).reset_index(drop=True)
+        return _lacking(self)
 
-# %% ../../nbs/cohort/ingest.ipynb #7052bf34
-def _lost(
-    crew: _Crew,
-) -> list[Problem]:
-    "A problem for each patient that ended the process that worked on it."
-    if crew.lost:
-        sweep(crew.context.out)
-    reason = 'the process that read this patient was killed: a damaged file, or too little memory; try it alone'
-    return [Problem(p.files.annotations[0].paths[0].parent, reason, failed=True) for p in crew.lost]
+# %% ../../nbs/cohort/ingest.ipynb #c2bd4d7f
+def _lacking(done: Ingested) -> pd.DataFrame:
+    "What was skipped for want of a label, by the names of the source."
+    asked = done.skipped[done.skipped.todo.str.contains('|', regex=False)]
+    names, pictures = asked.what.map(done.named), 'cases/' + asked.patient_id + '/' + asked.picture
+    columns = dict(name=names, patient=asked.patient_id, reason=asked.reason, picture=pictures)
+    return pd.DataFrame(columns).reset_index(drop=True)
 
 # %% ../../nbs/cohort/ingest.ipynb #2188fc97
 def _unmatched(
     labels: LabelRules,
-    patients: dict[str, _Patient],  # by keyed id
+    patients: dict[str, SourcePatient],  # by keyed id
     records: list[dict],
     names: dict[str, str],  # code to name
 ) -> tuple[tuple[str, str, str], ...]:
@@ -965,55 +385,22 @@ def _unmatched(
 
 # %% ../../nbs/cohort/ingest.ipynb #842f798a
 def _finish(
-    context: _Context,
-    patients: dict[str, _Patient],  # whose folders are up to date
+    context: IngestContext,
+    patients: dict[str, SourcePatient],  # whose folders are up to date
     problems: list[Problem],
     private: _Private,
     redone: int,
 ) -> Ingested:
     "Write the tables, the regions and the contact sheet of a cohort."
-    records = [r for pid in patients if (r := _record(context.out, pid))]
-    used = {key.partition('#')[0] for r in records for key in r['labels']}
+    records = list(_records(context.out, patients).values())
     skipped = _skipped_table(context, records, problems)
-    names = {code: name for code, name in private.names.items() if code in used}
-    told = lambda reason: reason.replace(str(context.source.folder), str(context.source.given))
-    details = {code: told(private.details[code]) for code in skipped.detail.unique() if code in private.details}
-    measured = pd.DataFrame([c['measured'] for r in records for c in r['cases']])
+    names, details = _names_shown(private, records), _details_shown(context, private, skipped)
     sources = _skipped_files(context, patients.values(), problems, set(skipped.source) - {''})
     _write_private(context, patients.values(), names, details, sources)
-    write_atomic(context.out / 'measurements.csv', csv_text(measured))
-    write_atomic(context.out / 'skipped.csv', csv_text(skipped))
-    manifest = _write_manifest(context, records)
-    write_qc(context.out, measured, skipped)
+    manifest = _write_tables(context, records, skipped)
     problems = [replace(p, path=context.source.shown(p.path)) for p in problems]
     unmatched = _unmatched(context.labels, patients, records, names)
     return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched)
-
-# %% ../../nbs/cohort/ingest.ipynb #30561448
-def _end_with(
-    parent: int,  # process id
-) -> None:
-    "End this process as soon as its parent has ended."
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _workers(out: Path) -> Iterator[None]:
-    "Joblib's processes in this context end with this one; `InputError` if one of them is killed."
-    try:
-        with parallel_config('loky', initializer=_end_with, initargs=(os.getpid(),)):
-            yield
-    except BrokenProcessPool as e:
-        raise InputError(
-            f"{out}: a worker process was killed, perhaps for lack of memory; run the same command with fewer --jobs: "
-            "patients that are done are kept"
-        ) from e
 
 # %% ../../nbs/cohort/ingest.ipynb #63976586
 @contextmanager
@@ -1026,6 +413,22 @@ def _alone(out: Path) -> Iterator[None]:
                 yield
         except Timeout:
             raise InputError(f"{out}: another ingest is working there; wait for it, or choose another --out") from None
+
+# %% ../../nbs/cohort/ingest.ipynb #ffd77ade
+def _bring_up_to_date(
+    context: IngestContext,
+    found: list[PatientFiles],
+    problems: list[Problem],
+    matched: list[float],  # diameters of the lesions of another cohort, mm
+    jobs: int,  # processes
+    say: Callable[[int, int, str], None],  # called with (done, total, what)
+) -> Ingested:
+    "Make or renew the folders of all patients, then the tables."
+    patients = {p.pid: p for p in sorted((SourcePatient.of(f, context) for f in found), key=lambda p: p.pid)}
+    tell = lambda left: say(len(patients) - left, len(patients), 'patients')
+    crew = _Crew(context, _Private.of(context.out), jobs, tell)
+    redone = _renew(crew, patients, matched)
+    return _finish(context, patients, problems + _lost(crew), crew.private, redone)
 
 # %% ../../nbs/cohort/ingest.ipynb #545064c4
 def ingest(
@@ -1044,17 +447,12 @@ def ingest(
     check_slices(options.slices)
     check_apart(src, out)
     check_own(out)
-    matched = _sizes_of(match) if match else []
-    say = progress or (lambda done, total, what: None)
-    with source_folder(src) as source, _workers(out):
+    matched, say = _sizes_of(match) if match else [], progress or (lambda done, total, what: None)
+    with source_folder(src) as source, tied_workers(out):
         found, problems = scan_folder(source.folder, kind, jobs, lambda done, total: say(done, total, 'headers'))
         with _alone(out):
             check_own(out)
             sweep(out)
             ids = claim(out, Path(key or out.with_name(f'{out.name}.key')))
-            context = _Context(source, out, labels or LabelRules(), ids, options)
-            patients = {p.pid: p for p in sorted((_Patient.of(f, context) for f in found), key=lambda p: p.pid)}
-            tell = lambda left: say(len(patients) - left, len(patients), 'patients')
-            crew = _Crew(context, _Private.of(out), jobs, tell)
-            redone = _renew(crew, patients, matched)
-            return _finish(context, patients, problems + _lost(crew), crew.private, redone)
+            context = IngestContext(source, out, labels or LabelRules(), ids, options)
+            return _bring_up_to_date(context, found, problems, matched, jobs, say)
