@@ -423,6 +423,18 @@ def test_workers_end_with_a_killed_parent(made, tmp_path):
     assert not list(tmp_path.rglob('.*.part'))
 
 
+def test_painters_end_with_a_killed_parent(tmp_path):
+    "Those of `study` waited for five minutes before they ended"
+    program = 'import sys; from liverdis.cohort.phantom.cohort import write_phantom as w; w(sys.argv[1], jobs=2)'
+    parent = subprocess.Popen([sys.executable, '-c', program, tmp_path], stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(tmp_path.glob('images/*/*.dcm')))
+    workers = psutil.Process(parent.pid).children(recursive=True)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert len(gone) >= 2 and not alive
+
+
 def test_a_patient_that_kills_its_process_costs_only_itself(made, tmp_path, monkeypatch):
     "As when memory runs out, or a library aborts"
     make = module.ingest_patient

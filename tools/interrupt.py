@@ -78,15 +78,25 @@ class Command:
             "COLUMNS": "200",
             "GIT_DIR": os.devnull,
         }  # a commit meanwhile changes nothing
-        pipe = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         args = [LIVERDIS, *self.arguments, "--jobs", str(jobs), "--out", out / "it"]
-        return subprocess.Popen(args, cwd=self.home, env=env, start_new_session=True, **pipe)
+        said = tempfile.TemporaryFile("w+")  # a pipe would end only with the last process that was left behind
+        apart = dict(stdout=subprocess.DEVNULL, stderr=said, cwd=self.home, start_new_session=True)
+        process = subprocess.Popen(args, env=env, **apart)
+        process.stderr = said
+        return process
 
     def finish(self, out: Path) -> str:
         """Run it to its end in one process; what it said on stderr if it failed."""
         process = self.start(out, jobs=1)
-        said = process.communicate(timeout=600)[1]
+        said = said_by(process)
         return said if process.returncode else ""
+
+
+def said_by(process: subprocess.Popen) -> str:
+    """What a command has said on stderr when it ends."""
+    process.wait(timeout=600)
+    process.stderr.seek(0)
+    return process.stderr.read()
 
 
 def left_over(out: Path) -> list[psutil.Process]:
@@ -143,7 +153,7 @@ class Reference:
             if begins is None and (out / "it").exists():
                 begins = time.monotonic() - start
             time.sleep(0.01)
-        assert process.returncode == 0, process.stderr.read()
+        assert process.returncode == 0, said_by(process)
         return begins or 0.0, time.monotonic() - start
 
     def differing(self, out: Path) -> list[str]:
@@ -176,8 +186,8 @@ def _interrupted(command: Command, out: Path, ref: Reference, rng: random.Random
         except subprocess.TimeoutExpired:
             print(f"  after {time.monotonic() - start:.1f} s and {len(files_of(out))} files", flush=True)
             end(process)
-            return process.communicate()[1]
-        assert process.returncode == 0, process.communicate()[1]
+            return said_by(process)
+        assert process.returncode == 0, said_by(process)
         shutil.rmtree(out / "it")  # it was faster than the one left alone
         moment *= 0.7
 
@@ -243,7 +253,7 @@ def two_at_once(command: Command, out: Path, ref: Reference, rng: random.Random)
     first = command.start(out)
     time.sleep(rng.uniform(0, 2))
     second = command.start(out)
-    said = [p.communicate(timeout=600)[1] if p.wait() else "" for p in (first, second)]
+    said = [text if p.returncode else "" for p, text in [(p, said_by(p)) for p in (first, second)]]
     yield all(map(one_line, said)) and "" in said
 
 
