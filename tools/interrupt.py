@@ -6,8 +6,8 @@
 
 Attacks: `kill` (SIGKILL to the parent alone, three times in a row), `stop` (Ctrl-C, to parent and workers as a terminal
 sends it), `full disk` (a small disk in memory; needs root), `read-only` (the same disk, mounted so) and `two at once`.
-An attack is survived if what it ends says at most one line, no process is left after two seconds, and the same command
-then gives, byte for byte, the files of a run that was left alone. Only what tells when a run began and how long a step
+An attack is survived if what it ends says at most one line, no process is left half a minute later, and the same
+command then gives, byte for byte, the files of a run that was left alone. Only what tells when a run began and how long a step
 took is left out of the comparison; see `TIMES`.
 One row an attack goes to nbs/results/attacks/interrupt.csv.
 """
@@ -32,6 +32,7 @@ import psutil
 RESULTS = Path(__file__).parents[1] / "nbs/results/attacks/interrupt.csv"
 COLUMNS = ["attack", "target", "n", "ok", "orphans", "differing_files"]
 MARK = "LIVERDIS_INTERRUPT"  # an environment variable by which a command's processes are known, whatever their parent
+PATIENCE = 30  # seconds: a process that imports the library for workers sees only then that its parent is gone
 LIVERDIS = Path(sys.executable).with_name("liverdis")
 
 
@@ -99,17 +100,26 @@ def said_by(process: subprocess.Popen) -> str:
     return process.stderr.read()
 
 
-def left_over(out: Path) -> list[psutil.Process]:
-    """Processes of a command that are alive two seconds after its end; they are killed."""
-    time.sleep(2)
+def alive(out: Path) -> list[psutil.Process]:
+    """Processes of a command, whatever their parent."""
     found = []
     for p in psutil.process_iter():
         try:
             if p.environ().get(MARK) == str(out) and p.status() != psutil.STATUS_ZOMBIE:
                 found.append(p)
-                p.kill()
         except psutil.Error:
             pass
+    return found
+
+
+def left_over(out: Path) -> list[psutil.Process]:
+    """Processes of a command that are alive `PATIENCE` seconds after its end; they are named and killed."""
+    deadline = time.monotonic() + PATIENCE
+    while (found := alive(out)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for p in found:
+        print("  left behind:", *p.cmdline()[:4], flush=True)
+        p.kill()
     return found
 
 
