@@ -7,8 +7,8 @@
 Attacks: `kill` (SIGKILL to the parent alone, three times in a row), `stop` (Ctrl-C, to parent and workers as a terminal
 sends it), `full disk` (a small disk in memory; needs root), `read-only` (the same disk, mounted so) and `two at once`.
 An attack is survived if what it ends says at most one line, no process is left half a minute later, and the same
-command then gives, byte for byte, the files of a run that was left alone. Only what tells when a run began and how long a step
-took is left out of the comparison; see `TIMES`.
+command then gives, byte for byte, the files of a run that was left alone. Only what tells when a run began and how long
+a step took is left out of the comparison; see `TIMES`.
 One row an attack goes to nbs/results/attacks/interrupt.csv.
 """
 
