@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 OUT ?= runs/demo
 TO ?= .
-TIMES ?= 30
+TIMES ?= 10
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check
@@ -68,11 +68,12 @@ check: lint ## lint; and fail if a notebook is not clean, its outputs are stale,
 	$(BIN)/python tools/run_notebooks.py --check
 	@echo 'notebooks clean, their outputs those of a run; liverdis/, README.md and CONTRIBUTING.md in step'
 
-lint: $(STAMP) ## style and docstrings (ruff), types (mypy), spelling (codespell)
+lint: $(STAMP) ## style and docstrings (ruff), types (mypy), spelling (codespell), workflows (zizmor)
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
 	$(BIN)/codespell . .github
+	$(BIN)/zizmor --offline --quiet .github
 
 facts: $(STAMP) ## lengths of cells and lines, types, imports that point forward, checks that cannot fail
 	$(BIN)/python tools/facts.py
@@ -92,7 +93,7 @@ wheeltest: build ## install the wheel with the newest of everything, in an envir
 fuzz: $(STAMP) ## 10,000 broken files to every reader, into nbs/results/attacks/fuzz.csv; an hour or two
 	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --out nbs/results/attacks/fuzz.csv
 
-interrupt: $(STAMP) ## stop, starve and crowd ingest, reproduce and study at random moments; TIMES=30 of each attack
+interrupt: $(STAMP) ## stop, starve and crowd ingest, reproduce and study at random moments; TIMES=10 of each attack
 	for target in ingest reproduce study; do \
 	  OMP_NUM_THREADS=1 $(BIN)/python tools/interrupt.py $$target --times $(TIMES) || exit 1; done
 

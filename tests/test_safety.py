@@ -1,8 +1,11 @@
 """What ingest must never do: lose what is not its own, give a patient away, stop half way, hand on what was typed."""
 
 import csv
+import errno
 import hashlib
+import multiprocessing.forkserver
 import os
+import re
 import resource
 import shutil
 import signal
@@ -14,13 +17,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import formats
+import large_manifest
 import numpy as np
 import pandas as pd
 import psutil
 import pydicom
 import pytest
+from typer.testing import CliRunner
 
 import liverdis.cohort.ingest as module
 from liverdis.cohort import scan
@@ -29,9 +35,12 @@ from liverdis.cohort.deidentify import load_key, read_private, write_private
 from liverdis.cohort.example import write_example, write_mct_example
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules, load_labels, write_labels
+from liverdis.cohort.manifest import load_manifest, verify_files
 from liverdis.cohort.phantom.cohort import write_phantom
 from liverdis.cohort.recipes import mct_ltdiag
 from liverdis.core import InputError, write_atomic
+from liverdis.study import experiment
+from liverdis.use import cli
 
 TUMOUR = LabelRules((('livertumor', 'metastasis', '*'),))
 HEALTHY = IngestOptions(healthy=1)
@@ -339,6 +348,31 @@ def test_write_atomic_names_the_file_and_the_reason(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_is_full_while_a_slice_is_written(monkeypatch):
+    "pydicom words the error anew and drops its number: a traceback of 60 lines"
+
+    def write(*_):
+        with pydicom.tag.tag_in_exception(pydicom.tag.Tag('PixelData')):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(cli, '_phantom', write)
+    done = CliRunner().invoke(cli.app, ['phantom', 'out'])
+    assert done.exit_code == 2 and done.stderr.count('\n') == 1 and 'No space left' in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='workers are forks on Linux only')
+def test_ctrl_c_reaches_no_worker(monkeypatch):
+    "Not even the process that imports the library for them; it once printed a traceback beside the parent's line"
+    here = multiprocessing.forkserver.ForkServer()
+    monkeypatch.setattr(experiment.forkserver, 'ensure_running', here.ensure_running)
+    experiment._start_deaf_forkserver()
+    status = Path(f'/proc/{here._forkserver_pid}/status').read_text()
+    blocked = int(re.search(r'SigBlk:\s*(\w+)', status)[1], 16)
+    here._stop()
+    assert blocked >> (signal.SIGINT - 1) & 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 # two at once, and none any more
 
 
@@ -389,6 +423,18 @@ def test_workers_end_with_a_killed_parent(made, tmp_path):
     assert not list(tmp_path.rglob('.*.part'))
 
 
+def test_painters_end_with_a_killed_parent(tmp_path):
+    "Those of `study` waited for five minutes before they ended"
+    program = 'import sys; from liverdis.cohort.phantom.cohort import write_phantom as w; w(sys.argv[1], jobs=2)'
+    parent = subprocess.Popen([sys.executable, '-c', program, tmp_path], stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(tmp_path.glob('images/*/*.dcm')))
+    workers = psutil.Process(parent.pid).children(recursive=True)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert len(gone) >= 2 and not alive
+
+
 def test_a_patient_that_kills_its_process_costs_only_itself(made, tmp_path, monkeypatch):
     "As when memory runs out, or a library aborts"
     make = module.ingest_patient
@@ -412,6 +458,21 @@ def test_a_killed_worker_is_one_line(made, tmp_path, monkeypatch):
     "While headers are read"
     monkeypatch.setattr(scan, 'index_files', lambda *args: os.kill(os.getpid(), signal.SIGKILL))
     assert 'fewer --jobs' in refusal(again, made, tmp_path / 'out', jobs=2)
+
+
+def test_a_killed_worker_of_a_run_is_one_line(monkeypatch):
+    "The system ends one for lack of memory: a traceback of 40 lines"
+    monkeypatch.setattr(experiment, '_work_off', lambda run, pool, *_: pool.submit(os._exit, 1).result())
+    said = refusal(experiment.run_tasks, SimpleNamespace(folder='runs/night'), 2)
+    assert said.startswith('runs/night: a worker was killed') and '--jobs 1' in said
+
+
+def test_20_000_rows(tmp_path):
+    "Of 200,000 neither reading nor checking may take ten seconds; see tools/large_manifest.py"
+    path = large_manifest.write_rows(tmp_path, 20_000)
+    began = time.process_time()
+    verify_files(load_manifest(path))
+    assert time.process_time() - began < 3
 
 
 # what somebody typed

@@ -247,8 +247,8 @@ def verify_files(
 ) -> None:
     "`InputError` unless every file of `m` exists and has the content that its checksum says."
     problems = []
-    for i, r in m.df.iterrows():
+    for r in m.df.itertuples():
         problem = _file_problem(m.root / r.image_path, m.root / r.annotation_path, r.sha256)
         if problem:
-            problems.append(f"row {i + 2} (case {r.case_id}): {problem}")
+            problems.append(f"row {r.Index + 2} (case {r.case_id}): {problem}")
     _refuse_any(m.name, problems)

@@ -19,7 +19,6 @@ from joblib import Parallel, effective_n_jobs, parallel_config
 
 from ..core import InputError
 
-
 # %% ../../nbs/cohort/workers.ipynb #53ac764b
 def in_turn(
     calls: list,  # from `joblib.delayed`
@@ -40,7 +39,6 @@ def in_turn(
             yield from in_turn([call], 2)
         yield from in_turn(calls[begun:], jobs)
 
-
 # %% ../../nbs/cohort/workers.ipynb #d5550e5c
 def _end_with(
     parent: int,  # process id
@@ -54,7 +52,6 @@ def _end_with(
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
 
 # %% ../../nbs/cohort/workers.ipynb #04e25bc7
 @contextmanager

@@ -18,7 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -303,6 +305,16 @@ def _init_worker(places: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
+# %% ../../nbs/study/experiment.ipynb #288ee993
+def _start_deaf_forkserver() -> None:
+    "Start the process that workers are forks of, so that neither it nor they hear Ctrl-C, whenever it comes."
+    resource_tracker.ensure_running()  # unblocks the signal when it starts
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
 # %% ../../nbs/study/experiment.ipynb #bc9f12cd
 def default_jobs(
     settings: Settings,
@@ -385,6 +397,7 @@ def _process_context() -> Any:
         return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['liverdis.study.experiment'])
+    _start_deaf_forkserver()
     return context
 
 # %% ../../nbs/study/experiment.ipynb #ff1e5dbf
@@ -394,7 +407,7 @@ def run_tasks(
     watch: Watch,
     arms_file: str | Path | None = None,  # a user's file of arms
 ) -> None:
-    "Do all tasks of some runs that are not done yet, in processes of this machine."
+    "Do all tasks of some runs that are not done yet, in processes of this machine; `InputError` if one is killed."
     context = _process_context()
     places = context.Queue()
     for place in range(jobs):
@@ -402,6 +415,11 @@ def run_tasks(
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_init_worker, initargs=(places,)) as pool:
         try:
             _work_off(runs, pool, lambda: jobs, watch, arms_file)
+        except BrokenProcessPool:
+            why = 'a worker was killed, probably for lack of memory'
+            raise InputError(
+                f'{runs[0].folder}: {why}: give --jobs {max(1, jobs - 1)}; the same command continues'
+            ) from None
         except BaseException:  # Ctrl-C too
             for worker in multiprocessing.active_children():
                 worker.terminate()

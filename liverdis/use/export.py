@@ -24,7 +24,6 @@ from ..study.run import Run, Task
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-
 # %% ../../nbs/use/export.ipynb #c6d29b87
 class _Classify(nn.Module):
     "Image to logits and probabilities."
@@ -48,7 +47,6 @@ class _Decode(nn.Module):
     def forward(self, c: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
         return self.net.decode(c, r)
 
-
 # %% ../../nbs/use/export.ipynb #5262fb74
 @dataclass(frozen=True)
 class Exportable:
@@ -57,7 +55,6 @@ class Exportable:
     net: nn.Module
     inputs: dict[str, torch.Tensor]  # name to an example; the first dimension is the batch
     outputs: tuple[str, ...]
-
 
 # %% ../../nbs/use/export.ipynb #3c36342b
 def exportables(
@@ -82,7 +79,6 @@ def exportables(
         found['unspec_encoder'] = Exportable(net.unspec_encoder, image, ('r',))
         found['decoder'] = Exportable(_Decode(net), codes, ('image',))
     return found
-
 
 # %% ../../nbs/use/export.ipynb #d918c775
 OPSET = 20
@@ -110,7 +106,6 @@ def _trace(exportable: Exportable) -> 'ModelProto':
         )  # fmt: skip
     return _without_traces(program.model_proto)
 
-
 # %% ../../nbs/use/export.ipynb #43740383
 def to_onnx(
     exportable: Exportable,
@@ -129,7 +124,6 @@ def to_onnx(
     onnx.helper.set_model_props(model, facts or {})
     onnx.checker.check_model(model, full_check=True)
     return model
-
 
 # %% ../../nbs/use/export.ipynb #a2a365a9
 def halve(
@@ -151,7 +145,6 @@ def halve(
     model.graph.node.extend(nodes)
     return model
 
-
 # %% ../../nbs/use/export.ipynb #be61b2d1
 def _facts(run: Run, task: Task) -> dict[str, str]:
     "What a file says about itself."
@@ -166,7 +159,6 @@ def _facts(run: Run, task: Task) -> dict[str, str]:
         'use': 'research only, not a medical device',
     }
 
-
 # %% ../../nbs/use/export.ipynb #247f94dd
 def _write(model: 'ModelProto', path: Path) -> Path:
     "Write a model as one file, whole or not at all; returns where."
@@ -175,7 +167,6 @@ def _write(model: 'ModelProto', path: Path) -> Path:
     part.write_bytes(model.SerializeToString())
     os.replace(part, path)
     return path
-
 
 # %% ../../nbs/use/export.ipynb #12ad1d1d
 def export_onnx(

@@ -27,13 +27,11 @@ from .retrieval import nearest
 from .swaps import draw_bar, mixture, swap_grid
 from .trained import TrainedFold, open_fold
 
-
 # %% ../../nbs/use/figures.ipynb #77f8f9d7
 def _first_of(fold: TrainedFold, name: str) -> int | None:
     "Row of the first test case of a class."
     rows = [row for row in fold.rows('test') if fold.cases.label[row] == name]
     return int(rows[0]) if rows else None
-
 
 # %% ../../nbs/use/figures.ipynb #d4be4de2
 def _step(ax: Axes, text: str) -> None:
@@ -57,7 +55,6 @@ def fig1(
     show_framed(axs[4], decoded[0].numpy(), 'generated', CLASS_COLOURS[name])
     return fig
 
-
 # %% ../../nbs/use/figures.ipynb #6ffb72ae
 _Part = tuple[float, float, str, str]  # x, y, text, colour
 
@@ -74,7 +71,6 @@ def _phase(ax: Axes, title: str, parts: list[_Part], links: list[tuple[int, int]
     ax.set(xlim=(-0.5, 4.5), ylim=(min(ys) - 0.6, max(ys) + 0.6))
     ax.set_title(title, loc='left', fontsize=10)
     ax.axis('off')
-
 
 # %% ../../nbs/use/figures.ipynb #36f1dda9
 def fig2(
@@ -94,7 +90,6 @@ def fig2(
     _phase(below, '(b) phase 2', second, [(0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 5), (5, 6), (4, 7)])
     return fig
 
-
 # %% ../../nbs/use/figures.ipynb #6373be96
 def _nearest_others(fold: TrainedFold, row: int) -> list[int]:
     "The training case of every other class whose c is nearest (L2, as in training)."
@@ -105,7 +100,6 @@ def _nearest_others(fold: TrainedFold, row: int) -> list[int]:
             found.append(int(rows[nearest(fold.c[rows], fold.c[[row]], 1)[1][0, 0]]))
     return found
 
-
 # %% ../../nbs/use/figures.ipynb #03a79bc1
 def _draw_mixture(fold: TrainedFold, place: SubplotSpec, row: int, shares: Mapping[int, float]) -> None:
     "The mixture, and under it two bars: its target, and what is seen."
@@ -115,7 +109,6 @@ def _draw_mixture(fold: TrainedFold, place: SubplotSpec, row: int, shares: Mappi
     show_framed(above, image[0].numpy(), 'mixture')
     draw_bar(first, target.tolist(), fold.classes, 'target: ')
     draw_bar(second, seen.tolist(), fold.classes, 'seen: ')
-
 
 # %% ../../nbs/use/figures.ipynb #5ae03861
 def fig4(
@@ -134,7 +127,6 @@ def fig4(
     _draw_mixture(fold, grid[len(rows)], row, shares)
     return fig
 
-
 # %% ../../nbs/use/figures.ipynb #4e67534e
 _SPECIAL = {c: '\\' + c for c in '&%$#_{}'}
 _SPECIAL |= {
@@ -149,7 +141,6 @@ _SPECIAL |= {
 def _latex_text(text: Any) -> str:
     "Text for a LaTeX table."
     return ''.join(_SPECIAL.get(c, c) for c in str(text))
-
 
 # %% ../../nbs/use/figures.ipynb #8713b739
 def latex_table(
@@ -171,7 +162,6 @@ def latex_table(
     ]
     return '\n'.join(parts) + '\n'
 
-
 # %% ../../nbs/use/figures.ipynb #a2ab84e1
 def markdown_table(
     table: pd.DataFrame,
@@ -180,7 +170,6 @@ def markdown_table(
     line = lambda cells: '| ' + ' | '.join(str(c).replace('|', r'\|') for c in cells) + ' |'
     head = [line([table.index.name or '', *table.columns]), '|' + '---|' * (1 + table.shape[1])]
     return '\n'.join([*head, *(line([name, *row]) for name, row in zip(table.index, table.values))]) + '\n'
-
 
 # %% ../../nbs/use/figures.ipynb #5fd979ea
 CLAIMS = {
@@ -194,7 +183,6 @@ CLAIMS = {
     'fig5': 'The paper shows samples of its data. These are the samples of this run.',
     'table3': 'The paper prints two confusion matrices. Those of this run stand on the left.',
 }
-
 
 # %% ../../nbs/use/figures.ipynb #bf9dbf40
 def _drawings(run: str | Path, files: RunFiles) -> dict[str, Callable[[], Figure]]:
@@ -218,7 +206,6 @@ def _tables(files: RunFiles) -> dict[str, pd.DataFrame]:
     matrices = {f'table3-{arm}': confusion(files.predictions, arm, None).round(1) for arm in arms_of(files.predictions)}
     return {'table2': table2(files.results), **matrices}
 
-
 # %% ../../nbs/use/figures.ipynb #d5006bcb
 _WIDTH = 7.16  # inches, two columns of a page
 _STYLE: Any = {'pdf.fonttype': 42, 'svg.fonttype': 'none', 'svg.hashsalt': 'liverdis', 'savefig.dpi': 300}
@@ -235,7 +222,6 @@ def _save(draw: Callable[[], Figure], path: Path) -> None:
         fig.savefig(path, metadata=nothing[path.suffix[1:]])
         plt.close(fig)
 
-
 # %% ../../nbs/use/figures.ipynb #57c6a73b
 def _page(drawings: Mapping[str, Any], form: str) -> str:
     "What each figure shows, and which the run lacks."
@@ -247,7 +233,6 @@ def _page(drawings: Mapping[str, Any], form: str) -> str:
 def _table_files(name: str, table: pd.DataFrame) -> dict[str, str]:
     "The text of each file of a table, by name."
     return {f'{name}.tex': latex_table(table), f'{name}.csv': table.to_csv(), f'{name}.md': markdown_table(table)}
-
 
 # %% ../../nbs/use/figures.ipynb #8b55672e
 def write_figures(

@@ -19,7 +19,6 @@ from ..cohort.roi import Box
 from ..core import InputError, show_hu
 from ..study.paper_figures import show_framed
 
-
 # %% ../../nbs/use/saliency.ipynb #3e0a4411
 def _captum() -> Any:
     "Captum's attributions, if they are installed."
@@ -36,7 +35,6 @@ def _last_convolution(net: nn.Module) -> nn.Module:
     if not convolutions:
         raise InputError('this network has no convolution; Grad-CAM needs one, take occlusion')
     return convolutions[-1]
-
 
 # %% ../../nbs/use/saliency.ipynb #06e512d4
 def _finer(coarse: torch.Tensor, image: torch.Tensor) -> np.ndarray:
@@ -63,7 +61,6 @@ def hires_cam(
     maker = _captum().LayerGradientXActivation(net, _last_convolution(net))
     return _finer(maker.attribute(image[None], target=k).sum(1, keepdim=True).relu(), image)
 
-
 # %% ../../nbs/use/saliency.ipynb #b39a894b
 def occlusion(
     net: nn.Module,  # in evaluation mode; images (B,1,S,S) to logits (B,K)
@@ -78,7 +75,6 @@ def occlusion(
     options: dict[str, Any] = {'baselines': float(border), 'target': k, 'perturbations_per_eval': 64}
     with torch.no_grad():
         return fall.attribute(image[None], (1, side, side), (1, side // 2, side // 2), **options)[0, 0].numpy()
-
 
 # %% ../../nbs/use/saliency.ipynb #0f7561f0
 def _overlay(ax: Axes, image: np.ndarray, found: np.ndarray, title: str, signed: bool) -> None:
@@ -99,7 +95,6 @@ def _draw_class(axs: Any, net: nn.Module, image: torch.Tensor, name: str, k: int
     _overlay(axs[2], grey, hires_cam(net, image, k), 'HiResCAM', signed=False)
     _overlay(axs[3], grey, fall, f'occlusion: up to {100 * fall.max():.0f} %-points', signed=True)
 
-
 # %% ../../nbs/use/saliency.ipynb #7b358197
 def draw_look(
     net: nn.Module,  # in evaluation mode; images (B,1,S,S) to logits (B,K)
@@ -116,7 +111,6 @@ def draw_look(
         _draw_class(row, net, image, name, classes.index(name))
     return fig
 
-
 # %% ../../nbs/use/saliency.ipynb #f74babdc
 def lay_on_slice(
     found: np.ndarray,  # (S,S), a map of the square
@@ -131,7 +125,6 @@ def lay_on_slice(
     ax.imshow(found, extent=extent, alpha=0.75 * np.abs(found) / limit, **style)
     ax.axis(view)
     ax.add_patch(plt.Rectangle((left, top), box.width, box.side, fill=False, edgecolor='white', linewidth=1))
-
 
 # %% ../../nbs/use/saliency.ipynb #76461e9d
 def draw_on_slice(

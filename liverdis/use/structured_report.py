@@ -23,7 +23,6 @@ from ..cohort.volumes import is_volume
 from ..core import InputError
 from .predict import Prediction, annotation_kind
 
-
 # %% ../../nbs/use/structured_report.ipynb #8ed2561e
 def outline(
     mask: np.ndarray,  # (H,W), not empty
@@ -37,7 +36,6 @@ def _region(ds: Dataset, line: np.ndarray, frame: int | None) -> sr.ImageRegion:
     "The line on its image."
     frames = None if frame is None or 'NumberOfFrames' not in ds else [frame + 1]
     return sr.ImageRegion('POLYLINE', line, sr.SourceImageForRegion.from_source_image(ds, frames))
-
 
 # %% ../../nbs/use/structured_report.ipynb #d6afe300
 RESEARCH = 'Research use only, not for diagnosis'
@@ -65,7 +63,6 @@ def _findings(predicted: str) -> list[sr.QualitativeEvaluation]:
     named = {'Intended use': ('RESEARCH', RESEARCH), 'Class of the highest mean probability': (predicted, predicted)}
     return [sr.QualitativeEvaluation(_own(name.split()[0], name), _own(*value)) for name, value in named.items()]
 
-
 # %% ../../nbs/use/structured_report.ipynb #83463eaf
 def _lesion(p: Prediction, region: sr.ImageRegion, about: str) -> sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     "Region, numbers and words of one lesion."
@@ -85,7 +82,6 @@ def _observer() -> sr.ObservationContext:
     program = sr.DeviceObserverIdentifyingAttributes(hd.UID(), name='liverdis')
     return sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, program))
 
-
 # %% ../../nbs/use/structured_report.ipynb #256b5117
 def _report(ds: Dataset, lesion: sr.PlanarROIMeasurementsAndQualitativeEvaluations) -> sr.ComprehensiveSR:
     "The report in the study of an image."
@@ -94,7 +90,6 @@ def _report(ds: Dataset, lesion: sr.PlanarROIMeasurementsAndQualitativeEvaluatio
     report = sr.ComprehensiveSR([ds], content, hd.UID(), 1, hd.UID(), 1, manufacturer='liverdis', is_complete=True)
     report.SeriesDescription = RESEARCH
     return report
-
 
 # %% ../../nbs/use/structured_report.ipynb #36523966
 def write_structured_report(

@@ -25,7 +25,6 @@ from ..method.disentangle import Disentangler, encode
 from ..settings import preset
 from ..study.run import Run, Task, start_run
 
-
 # %% ../../nbs/use/trained.ipynb #a13f0567
 def standardised(
     codes: torch.Tensor,  # (N,code)
@@ -35,7 +34,6 @@ def standardised(
     "Codes in units of their spread over the training part."
     spread = training.std(0)
     return (codes - training.mean(0)) / spread.clamp_min(floor * spread.mean()).clamp_min(1e-12)
-
 
 # %% ../../nbs/use/trained.ipynb #0c91300f
 @dataclass(frozen=True)
@@ -71,7 +69,6 @@ class TrainedFold:
         train = self.rows('train')
         return {'c': standardised(c, self.c[train]), 'r': standardised(r, self.r[train])}
 
-
 # %% ../../nbs/use/trained.ipynb #e92c0986
 def load_network(
     run: Run,
@@ -88,7 +85,6 @@ def load_network(
     except (RuntimeError, OSError, SafetensorError) as e:
         raise InputError(f'{where}.safetensors: cannot be loaded ({brief(e)}); train this task again') from None
 
-
 # %% ../../nbs/use/trained.ipynb #9668d73c
 def _generator_task(run: Run, fold: int, repeat: int, generator: str) -> Task:
     "The task that trained a generator; `InputError` if there is none."
@@ -104,7 +100,6 @@ def _generator_task(run: Run, fold: int, repeat: int, generator: str) -> Task:
             "of a run; let 'liverdis reproduce' finish"
         )
     return task
-
 
 # %% ../../nbs/use/trained.ipynb #5f0bc838
 def open_fold(
@@ -123,7 +118,6 @@ def open_fold(
     c, r = (encode(e, zip(images.split(256), labels.split(256)))[0] for e in (net.spec_encoder, net.unspec_encoder))
     return TrainedFold(there, task, net, judge, cases, images, labels, c, r)
 
-
 # %% ../../nbs/use/trained.ipynb #8a00d3ec
 EXAMPLE = preset(
     'smoke',
@@ -138,7 +132,6 @@ EXAMPLE = preset(
     classifier_epochs=8,
     disentangle_epochs=10,
 )
-
 
 # %% ../../nbs/use/trained.ipynb #5b752d0b
 def example_run(

@@ -18,6 +18,7 @@ from .dicom import ct_dataset, seg_dataset
 from .lesions import CALIBRATED, COUNTS, Appearance
 from .rendering import Case, render_case
 from .scanner import draw_patient, keyed_rng
+from ..workers import tied_workers
 from ...core import CLASSES, InputError
 
 # %% ../../../nbs/cohort/phantom/cohort.ipynb #7ff1ba3f
@@ -141,9 +142,10 @@ def write_phantom(
     _check_place(out)
     (out / 'manifest.csv').unlink(missing_ok=True)
     rows = []
-    written = Parallel(jobs, return_as='generator')(delayed(write_case)(c, appearance, out, cohort) for c in cases)
-    for done, row in enumerate(written, 1):
-        rows.append(row)
-        if progress:
-            progress(done, len(cases))
+    with tied_workers(out):
+        written = Parallel(jobs, return_as='generator')(delayed(write_case)(c, appearance, out, cohort) for c in cases)
+        for done, row in enumerate(written, 1):
+            rows.append(row)
+            if progress:
+                progress(done, len(cases))
     return save_manifest(rows, out / 'manifest.csv')
