@@ -49,6 +49,19 @@ def public(body):
     return [node for node in body if isinstance(node, DEFS) and not node.name.startswith("_")]
 
 
+def methods(node, classes):
+    "The methods with a docstring of a class, those included that it has from private classes of the same notebook"
+    bases = [classes[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id.startswith("_") and b.id in classes]
+    own = [m for m in public(node.body) if ast.get_docstring(m)]
+    names = {m.name for m in own}
+    return own + [m for base in bases for m in methods(base, classes) if m.name not in names]
+
+
+def classes_of(sources):
+    "The classes that some cells define, by name"
+    return {n.name: n for source in sources for n in notebooks.parse(source).body if isinstance(n, ast.ClassDef)}
+
+
 def plain(text):
     "Text as Markdown that shows it as it is; what stands in back-ticks stays code"
     return "".join(
@@ -125,7 +138,7 @@ def parameters_of(node):
             yield stars + arg.arg, kind, ast.unparse(default) if default else None, told
 
 
-def api(node, obj, fence=6):
+def api(node, obj, classes, fence=6):
     "What MyST shows of a definition: signature, docstring, parameters with their comments, and the methods of a class"
     is_class, decorators = isinstance(node, ast.ClassDef), [ast.unparse(d) for d in node.decorator_list]
     init = next((m for m in node.body if isinstance(m, DEFS) and m.name == "__init__"), None) if is_class else node
@@ -165,10 +178,10 @@ def api(node, obj, fence=6):
     if told := comments.get("return"):
         lines += [f":returns: {plain(' '.join(told.split()))}"]
     if is_class:
-        for m in public(node.body):
-            if ast.get_docstring(m):
-                member = inspect.getattr_static(obj, m.name)
-                lines += ["", api(m, getattr(member, "fget", None) or getattr(member, "__func__", member), fence - 1)]
+        for m in methods(node, classes):
+            member = inspect.getattr_static(obj, m.name)
+            unwrapped = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            lines += ["", api(m, unwrapped, classes, fence - 1)]
     return "\n".join([*lines, ":" * fence])
 
 
@@ -181,6 +194,7 @@ class Api(Processor):
 
     def begin(self):
         module, cells = self.nb.module, []
+        self.classes = classes_of(cell.source for cell in self.nb.cells if exported(cell))
         for cell in self.nb.cells:
             if exported(cell):
                 cells += self.shown(cell, module)
@@ -200,7 +214,7 @@ class Api(Processor):
         space = vars(import_module(f"{PACKAGE}.{module}"))
         if any(isinstance(n, DEFS) for n in body):
             cell.metadata["tags"] = ["hide-input"]
-        return [*(mk_cell(api(qualify(n, space), space[n.name]), "markdown") for n in public(body)), cell]
+        return [*(mk_cell(api(qualify(n, space), space[n.name], self.classes), "markdown") for n in public(body)), cell]
 
 
 # -- text: links and citations -----------------------------------------------------------------------------------------
@@ -208,11 +222,11 @@ class Api(Processor):
 
 def definitions(book):
     "Full names of what a notebook defines for others, by name: functions, classes, methods with a docstring"
-    found = {}
+    found, classes = {}, classes_of(book.exported)
     for source in book.exported:
         for node in public(notebooks.parse(source).body):
-            methods = [m for m in public(getattr(node, "body", [])) if isinstance(node, ast.ClassDef)]
-            for name in [node.name, *(f"{node.name}.{m.name}" for m in methods if ast.get_docstring(m))]:
+            members = methods(node, classes) if isinstance(node, ast.ClassDef) else []
+            for name in [node.name, *(f"{node.name}.{m.name}" for m in members)]:
                 found[name] = f"{PACKAGE}.{book.module}.{name}"
     return found
 

@@ -28,12 +28,11 @@ LIBRARY = {
     "study": "Study: the experiment and what it gave",
     "use": "Use: explore, predict, the command",
 }
-AROUND = {"tutorials": "Tutorials", "paper": "The paper", "cards": "Cards"}
+AROUND = {"tutorials": "Tutorials", "paper": "Results: what we found, and the paper's tables", "cards": "Cards"}
 FOLDERS = LIBRARY | AROUND
 
 # Imports leave a choice; where they do, this decides (a folder stands for what is in it), and after it the name.
 PREFERRED = """
-    findings
     tutorials/one_sitting tutorials/look_inside tutorials/own_ct tutorials/refusals
     cohort/manifest cohort/folds cohort/ct cohort/annotation cohort/roi cohort/healthy cohort/scan cohort/labels
     cohort/cases cohort/duplicates cohort/deidentify cohort/ownership cohort/case_files cohort/qc cohort/ingest
@@ -41,7 +40,7 @@ PREFERRED = """
     method/data method/models method/learner
     study/training study/run study/experiment study/evaluate study/codes
     use/explore use/predict use/cli
-    paper/reproduction
+    paper/findings paper/reproduction
 """.split()
 
 MARKS = "<!-- notebooks: made by `make readme` -->", "<!-- notebooks end -->"

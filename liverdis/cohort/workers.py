@@ -64,6 +64,5 @@ def tied_workers(
             yield
     except BrokenProcessPool as e:
         raise InputError(
-            f"{out}: a worker process was killed, perhaps for lack of memory; run the same command with fewer --jobs: "
-            "patients that are done are kept"
+            f'{out}: a worker process was killed, perhaps for lack of memory; run the same command with fewer --jobs'
         ) from e

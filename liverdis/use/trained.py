@@ -21,7 +21,7 @@ from torch import nn
 from ..core import CLASSES, InputError, brief
 from ..method.arms import GENERATORS
 from ..method.data import load_split
-from ..method.disentangle import Disentangler, encode
+from ..method.disentangle import Disentangler, encode, mean_and_spread
 from ..settings import preset
 from ..study.run import Run, Task, start_run
 
@@ -32,8 +32,8 @@ def standardised(
     floor: float = 0.1,  # no spread counts as less than this share of the average one
 ) -> torch.Tensor:  # (N,code)
     "Codes in units of their spread over the training part."
-    spread = training.std(0)
-    return (codes - training.mean(0)) / spread.clamp_min(floor * spread.mean()).clamp_min(1e-12)
+    mean, spread = mean_and_spread(training, floor)
+    return (codes - mean) / spread.clamp_min(1e-12)
 
 # %% ../../nbs/use/trained.ipynb #0c91300f
 @dataclass(frozen=True)
