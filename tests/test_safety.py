@@ -29,7 +29,7 @@ import pytest
 from typer.testing import CliRunner
 
 import liverdis.cohort.ingest as module
-from liverdis.cohort import scan
+from liverdis.cohort import patient, scan
 from liverdis.cohort.case_files import IngestOptions
 from liverdis.cohort.deidentify import load_key, read_private, write_private
 from liverdis.cohort.example import write_example, write_mct_example
@@ -203,8 +203,8 @@ def test_nobody_can_repeat_healthy_squares_without_the_key(made, tmp_path, monke
     keyed = [squares(tmp_path / name) for name in 'ab']
     shared = [squares(tmp_path / f'shared {name}', key=made / 'key') for name in 'ab']
     assert len(keyed[0]) == 6 and keyed[0] != keyed[1] and shared[0] == shared[1]
-    unkeyed = lambda patient, ids: np.random.default_rng(list(hashlib.sha256(patient.encode()).digest()))
-    monkeypatch.setattr(module, '_rng', unkeyed)
+    unkeyed = lambda name, ids: np.random.default_rng(list(hashlib.sha256(name.encode()).digest()))
+    monkeypatch.setattr(patient, '_rng', unkeyed)
     leaking = [squares(tmp_path / f'unkeyed {name}') for name in 'ab']
     assert leaking[0] == leaking[1] and leaking[0] not in (*keyed, *shared)
 
@@ -463,7 +463,7 @@ def test_a_killed_worker_is_one_line(made, tmp_path, monkeypatch):
 def test_a_killed_worker_of_a_run_is_one_line(monkeypatch):
     "The system ends one for lack of memory: a traceback of 40 lines"
     monkeypatch.setattr(experiment, '_work_off', lambda run, pool, *_: pool.submit(os._exit, 1).result())
-    said = refusal(experiment.run_tasks, SimpleNamespace(folder='runs/night'), 2)
+    said = refusal(experiment.run_tasks, [SimpleNamespace(folder='runs/night')], 2, lambda *_: None)
     assert said.startswith('runs/night: a worker was killed') and '--jobs 1' in said
 
 
