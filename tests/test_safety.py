@@ -407,16 +407,21 @@ def wait_for(what, seconds=60):
         time.sleep(0.005)
 
 
-def test_workers_end_with_a_killed_parent(made, tmp_path):
-    "Once four processes went on reading and writing for minutes"
-    args = [sys.executable, '-c', SCRIPT, made / 'src', tmp_path / 'out', made / 'key']
-    parent = subprocess.Popen(args, stderr=subprocess.PIPE)
-    wait_for(lambda: list(tmp_path.glob('out/cases/.*.part')))
+def check_workers_end_with(parent):
+    "Kill a process; its workers must end by themselves"
     workers = psutil.Process(parent.pid).children(recursive=True)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     gone, alive = psutil.wait_procs(workers, timeout=10)
     assert len(gone) >= 2 and not alive
+
+
+def test_workers_end_with_a_killed_parent(made, tmp_path):
+    "Once four processes went on reading and writing for minutes"
+    args = [sys.executable, '-c', SCRIPT, made / 'src', tmp_path / 'out', made / 'key']
+    parent = subprocess.Popen(args, stderr=subprocess.PIPE)
+    wait_for(lambda: list(tmp_path.glob('out/cases/.*.part')))
+    check_workers_end_with(parent)
     assert not (tmp_path / 'out/manifest.csv').exists()
     again(made, tmp_path / 'out')
     assert contents(tmp_path / 'out') == contents(made / 'out')
@@ -428,11 +433,7 @@ def test_painters_end_with_a_killed_parent(tmp_path):
     program = 'import sys; from liverdis.cohort.phantom.cohort import write_phantom as w; w(sys.argv[1], jobs=2)'
     parent = subprocess.Popen([sys.executable, '-c', program, tmp_path], stderr=subprocess.DEVNULL)
     wait_for(lambda: list(tmp_path.glob('images/*/*.dcm')))
-    workers = psutil.Process(parent.pid).children(recursive=True)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    gone, alive = psutil.wait_procs(workers, timeout=10)
-    assert len(gone) >= 2 and not alive
+    check_workers_end_with(parent)
 
 
 def test_a_patient_that_kills_its_process_costs_only_itself(made, tmp_path, monkeypatch):
