@@ -109,9 +109,11 @@ docstest: $(STAMP) ## the site in a browser: every page, link, picture and width
 
 lowtest: build ## the same with the oldest dependencies that settings.ini allows
 	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv "$$env" && \
-	"$$env/bin/pip" install --quiet --disable-pip-version-check uv && \
-	UV_PYTHON_DOWNLOADS=never "$$env/bin/uv" --no-config pip install --quiet --python "$$env/bin/python" \
-	  --resolution lowest-direct dist/*.whl && \
+	"$$env/bin/pip" install --quiet --disable-pip-version-check uv && export UV_PYTHON_DOWNLOADS=never && \
+	"$$env/bin/uv" --no-config pip compile --quiet --resolution lowest-direct --no-annotate --no-header \
+	  --python "$$env/bin/python" setup.py --output-file "$$env/oldest.txt" && \
+	"$$env/bin/uv" --no-config pip install --quiet --no-deps --python "$$env/bin/python" -r "$$env/oldest.txt" dist/*.whl && \
+	"$$env/bin/pip" check && \
 	cd "$$env" && "$$env/bin/python" "$(CURDIR)/tools/try_package.py" "$(CURDIR)/README.md"
 
 lock: ## settings.ini anew into requirements.lock, for all platforms; keeps what still fits, or LOCK=--upgrade

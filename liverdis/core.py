@@ -93,12 +93,12 @@ def os_errors(
         raise _refused(e.filename or path, e) from e
 
 # %% ../nbs/core.ipynb #43292cb3
-def _put(path: Path, text: str, private: bool) -> None:
+def _put(path: Path, content: bytes, private: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
     try:
-        with open(handle, 'w', encoding='utf-8', newline='\n') as f:
-            f.write(text)
+        with open(handle, 'wb') as f:
+            f.write(content)
             f.flush()
             os.fsync(handle)
         if not private:
@@ -111,12 +111,12 @@ def _put(path: Path, text: str, private: bool) -> None:
 # %% ../nbs/core.ipynb #01b0f6cb
 def write_atomic(
     path: str | Path,  # file to write; its folder is made when missing
-    text: str,  # written as UTF-8 with '\n' line ends
+    content: str | bytes,  # text is written as UTF-8, its line ends as they are
     private: bool = False,  # only the owner may read it, from the first byte on
 ) -> None:
-    "Write `text` to `path` whole or not at all; `InputError` if it cannot be written."
+    "Write a file whole or not at all; `InputError` if it cannot be written."
     try:
-        _put(Path(path), text, private)
+        _put(Path(path), content.encode() if isinstance(content, str) else content, private)
     except OSError as e:
         raise _refused(path, e) from e
 

@@ -94,6 +94,13 @@ class CTSlice(SliceHeader):
 
     hu: np.ndarray  # (H,W) float32, at least `AIR`
 
+# %% ../../nbs/cohort/ct.ipynb #8f50635f
+def _require_syntax(ds: FileDataset, path: Any) -> None:
+    "`InputError` for a file that names a way of coding which DICOM does not know."
+    syntax = ds.file_meta.get('TransferSyntaxUID')
+    if syntax and not UID(str(syntax)).is_transfer_syntax:
+        raise InputError(f"{path}: {syntax} is no transfer syntax of DICOM; export it again, uncompressed")
+
 # %% ../../nbs/cohort/ct.ipynb #d7c18680
 def read_dicom(
     path: str | Path,  # a DICOM file
@@ -103,7 +110,9 @@ def read_dicom(
     require_file(path)
     try:
         with open(path, 'rb') as file:
-            return parse_dicom(file, path, pixels)
+            ds = parse_dicom(file, path, pixels)
+        _require_syntax(ds, path)
+        return ds
     except InvalidDicomError as e:
         raise InputError(f"{path}: not a DICOM file; give a CT slice in DICOM format") from e
     except InputError:
@@ -150,7 +159,8 @@ def require_layout(
     bits, signed = _whole(ds, 'BitsAllocated', 16, path), _whole(ds, 'PixelRepresentation', 0, path)
     stored = _whole(ds, 'BitsStored', bits, path)
     high = _whole(ds, 'HighBit', stored - 1, path)
-    if bits not in (1, 8, 16, 32) or not 1 <= stored <= bits or high != stored - 1 or signed not in (0, 1):
+    least = 17 if bits == 32 else 1
+    if bits not in (1, 8, 16, 32) or not least <= stored <= bits or high != stored - 1 or signed not in (0, 1):
         found = f'BitsAllocated {bits}, BitsStored {stored}, HighBit {high}, PixelRepresentation {signed}'
         raise InputError(f"{path}: {found} do not fit together; fetch it again from its source")
     samples = _whole(ds, 'SamplesPerPixel', 1, path)

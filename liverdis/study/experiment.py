@@ -390,6 +390,16 @@ def _work_off(
         if not (queue.waiting or running):
             return
 
+# %% ../../nbs/study/experiment.ipynb #4fbfc93b
+def _await_import(context: Any) -> None:
+    """Wait until the process that workers are forks of has imported the library.
+
+    A process that shares nothing with us waits in our place: a worker that starts when we have gone already, after
+    Ctrl-C, would miss the queues that we took with us, and say so in a traceback."""
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+
 # %% ../../nbs/study/experiment.ipynb #ed9a348b
 def _process_context() -> Any:
     "Workers are forks of a process that has imported the library once; CUDA and macOS do not survive a fork."
@@ -398,6 +408,7 @@ def _process_context() -> Any:
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['liverdis.study.experiment'])
     _start_deaf_forkserver()
+    _await_import(context)
     return context
 
 # %% ../../nbs/study/experiment.ipynb #ff1e5dbf
@@ -614,6 +625,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / '.lock', timeout=0):
+            for part in folder.rglob('.*.part'):  # of a process that was killed while it wrote
+                part.unlink()
             try:
                 yield
             finally:

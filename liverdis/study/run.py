@@ -13,7 +13,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -27,14 +26,14 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 import liverdis
 from ..cohort.folds import make_folds
 from ..cohort.manifest import Manifest, verify_files
 from ..cohort.roi import RoiFile, load_rois
-from ..core import CLASSES, InputError, brief, write_atomic
+from ..core import CLASSES, InputError, write_atomic
 from ..method.arms import ARMS, GENERATORS, chosen_arms, classifier_network
 from ..settings import Settings, settings_from_dict
 
@@ -99,16 +98,9 @@ def _refuse_changed(path: Path, now: str, recorded: str | None, remedy: str) -> 
         raise InputError(f'{path}: was changed since it was written: {remedy}')
 
 # %% ../../nbs/study/run.ipynb #12814309
-def _save_weights(path: Path, model: nn.Module) -> None:
-    "Write a network as safetensors, whole or not at all. `InputError` if there is no room for it."
-    path.parent.mkdir(exist_ok=True)
-    part = Path(f'{path}.tmp')
-    try:
-        save_file({name: w.contiguous().cpu() for name, w in model.state_dict().items()}, part)
-    except SafetensorError as e:
-        part.unlink(missing_ok=True)
-        raise InputError(f'{path}: cannot be written ({brief(e)}): make room, or choose another --out') from None
-    os.replace(part, path)
+def _safetensors(model: nn.Module) -> bytes:
+    "The weights of a network, as a safetensors file holds them."
+    return save({name: w.contiguous().cpu() for name, w in model.state_dict().items()})
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -157,8 +149,9 @@ class TaskRecords:
     ) -> None:
         "Store what a task made; the record, which marks it as done, comes last."
         if model is not None:
-            _save_weights(self.weights_file(task), model)
-            record = {**record, 'weights_sha256': _checksum(self.weights_file(task).read_bytes())}
+            content = _safetensors(model)
+            write_atomic(self.weights_file(task), content)
+            record = {**record, 'weights_sha256': _checksum(content)}
         write_atomic(self.record_file(task), json.dumps(record, indent=1))
         (self.folder / 'tasks' / task.name / 'checkpoint.pt').unlink(missing_ok=True)
 

@@ -112,7 +112,7 @@ class Checkpoint(_SeededEpochs):
         best: bool,  # keep the best epoch; if False the last
     ):
         self.folder, self.seed, self.best = Path(folder), seed, best
-        self.state: dict[str, Any] = {'epoch': -1, 'history': [], 'kept': None, 'kept_epoch': None}
+        self.state: dict[str, Any] = {'epoch': -1, 'history': [], 'kept': None, 'kept_epoch': None, 'smooth_loss': None}
         self.file = self.folder / 'checkpoint.pt'
         self.save_time = self.last_save = 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +123,11 @@ class Checkpoint(_SeededEpochs):
             self.state = _load_checkpoint(self.file, self.learn)
         return self.state['epoch'] + 1
 
+    def before_fit(self) -> None:
+        "Go on with fastai's smoothed training loss where it stood."
+        if stood := self.state.get('smooth_loss'):
+            self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = stood
+
     def after_epoch(self) -> None:
         "Extend the history and keep the weights; save if it is time to."
         if self.epoch <= self.state['epoch']:
@@ -131,6 +136,7 @@ class Checkpoint(_SeededEpochs):
         row['time'] = time.perf_counter() - self.epoch_start
         _check_loss(row, self.folder.name)
         _add_epoch(self.state, row, self.model, self.best)
+        self.state['smooth_loss'] = self.recorder.smooth_loss.count, self.recorder.smooth_loss.val
         write_atomic(self.folder / 'history.csv', pd.DataFrame(self.state['history']).to_csv(index=False))
         self._save_if_due()
 
