@@ -54,7 +54,7 @@ def _make_key(
     path: Path,
 ) -> None:
     "Put a new key at `path`, whole, unless there is one by then."
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    part = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.part')
     write_atomic(part, secrets.token_hex(_KEY_BYTES) + '\n', private=True)
     with os_errors(path):
         try:
