@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -150,6 +151,35 @@ def test_full_disk(straight, tmp_path):
         assert not list(disk.rglob("results.json"))
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_files_of_a_killed_write(unfinished):
+    "They go when the run is taken up. safetensors left its own, and wrote networks that only their owner could read"
+    left = unfinished / "weights" / ".r0_f3_proposed.json.x1.part"
+    left.write_text("{")
+    assert called(unfinished).exit_code == 0 and not left.exists()
+    assert {stat.S_IMODE(f.stat().st_mode) for f in unfinished.glob("weights/*")} == {0o644}
+
+
+def children(process):
+    "Processes that it has started; their command lines are in `info`"
+    return [p for p in psutil.process_iter(["ppid", "cmdline"]) if p.info["ppid"] == process.pid]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forks on Linux only")
+def test_ctrl_c_while_workers_are_made(straight, tmp_path):
+    "To every process, as a terminal sends it. A worker born after its parent's end once said that it missed its queues"
+    run = command(tmp_path / "run", "--manifest", str(straight / "phantom" / "manifest.csv"))
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+    while not (makers := [p for p in children(process) if "forkserver" in str(p.info["cmdline"])]):
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        time.sleep(0.01)
+    time.sleep(0.5)  # it imports the library now
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    _, alive = psutil.wait_procs(makers, timeout=30)
+    assert not alive and len((tmp_path / "said").read_text().splitlines()) == 1
 
 
 def test_no_two_processes_in_one_run(straight):

@@ -496,6 +496,16 @@ def test_zip_files_are_searched_like_folders(two_patients):
     assert not folder.exists() and not (two_patients / 'second').exists()
 
 
+def test_a_slice_in_a_coding_that_is_none(tmp_path):
+    "Costs its lesion, in one line; the search for masks of 16 bits once ended in a traceback"
+    series(tmp_path / 'in/P1', 'P1')
+    (tmp_path / 'in/P1/boxes.csv').write_text(BOX + 'a,1-01.dcm,28,36,28,36\nb,1-02.dcm,28,36,28,36\n')
+    path = tmp_path / 'in/P1/1-02.dcm'
+    path.write_bytes(path.read_bytes().replace(b'1.2.840.10008.1.2.1\0', b'1.2.840.10008.9.9.9\0', 1))
+    done = ingest(tmp_path / 'in', tmp_path / 'out', LabelRules((('*', 'cyst', '*'),)))
+    assert len(done.manifest) == 1 and ['no transfer syntax' in reason for reason in done.skipped.reason] == [True]
+
+
 def test_a_zip_file_that_leads_out_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / 'bad.zip', 'w') as made:
         made.writestr('../../outside.dcm', 'x')
