@@ -90,7 +90,7 @@ wheeltest: build ## install the wheel with the newest of everything, in an envir
 	"$$env/bin/pip" install --quiet --disable-pip-version-check --progress-bar off dist/*.whl && "$$env/bin/pip" check && \
 	cd "$$env" && "$$env/bin/python" "$(CURDIR)/tools/try_package.py" "$(CURDIR)/README.md"
 
-fuzz: $(STAMP) ## 10,000 broken files to every reader, into nbs/results/attacks/fuzz.csv; an hour or two
+fuzz: $(STAMP) ## 10,000 broken files to every reader, into nbs/results/attacks/fuzz.csv; a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --out nbs/results/attacks/fuzz.csv
 
 interrupt: $(STAMP) ## stop, starve and crowd ingest, reproduce and study at random moments; TIMES=10 of each attack

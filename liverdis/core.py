@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'CLASS_COLOURS', 'LIVER_WINDOW', 'show_hu', 'InputError', 'brief', 'show_refusal', 'os_errors',
-           'write_atomic', 'csv_text', 'plain_text']
+           'write_atomic', 'alone_in', 'csv_text', 'plain_text']
 
 # %% ../nbs/core.ipynb #7f105fc7
 import os
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 # %% ../nbs/core.ipynb #56a41805
 CLASSES = ('cyst', 'metastasis', 'hemangioma', 'healthy')
@@ -119,6 +120,26 @@ def write_atomic(
         _put(Path(path), content.encode() if isinstance(content, str) else content, private)
     except OSError as e:
         raise _refused(path, e) from e
+
+# %% ../nbs/core.ipynb #13201ae2
+@contextmanager
+def alone_in(
+    folder: str | Path,  # made when missing
+) -> Iterator[None]:
+    "Keep other processes out of a folder; `InputError` if one is there."
+    with os_errors(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(Path(folder) / '.lock', timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{folder}: another process is working there; wait for it, or choose another --out"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 # %% ../nbs/core.ipynb #d9f496aa
 _FORMULA = re.compile(r"['\s]*[=+\-@\uff1d\uff0b\uff0d\uff20]|'*[\t\r\n]")  # the wide forms too

@@ -385,7 +385,7 @@ def test_the_folder_is_its_own_until_the_last_file(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, 'write_qc', meanwhile)
     again(made, tmp_path / 'out')
-    assert len(said) == 1 and 'another ingest is working there' in said[0]
+    assert len(said) == 1 and 'another process is working there' in said[0]
 
 
 SCRIPT = """

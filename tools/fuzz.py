@@ -1,6 +1,6 @@
 """Thousands of broken files, and what the readers make of them.
 
-    python tools/fuzz.py [--inputs 10000] [--seed 1] [--out nbs/results/attacks/fuzz.csv] [--keep FOLDER]
+    python tools/fuzz.py [--inputs 10000] [--seed 4] [--out nbs/results/attacks/fuzz.csv] [--keep FOLDER]
 
 Each input is a good file with one to three changes: attributes of a DICOM file set to what cannot be, fields of a
 volume's header, cells of a table, or bytes anywhere. hypothesis draws the changes, so a number and a seed say which
@@ -38,6 +38,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pydicom
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
@@ -610,23 +611,28 @@ def run(
     return rows, failed
 
 
+def record(rows: list[dict], path: Path) -> None:
+    """Add the rows to a table, in place of those of the same attacks and seed."""
+    table = pd.concat([*([pd.read_csv(path)] if path.exists() else []), pd.DataFrame(rows)])
+    table = table.drop_duplicates(["attack", "seed"], keep="last").sort_values(["seed", "attack"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False)
+
+
 def main() -> int:
     """Run, print, store."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--only", default="", help="attacks whose name holds this")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="table; rows of other seeds stay")
     parser.add_argument("--keep", type=Path, help="folder for the files that failed")
     args = parser.parse_args()
     show = lambda row: print(f"{row['attack']:26}", *(f"{k} {v}" for k, v in row.items() if k != "attack"), flush=True)
     rows, failed = run(args.inputs, args.seed, args.keep, args.only, cohorts=True, report=show)
     print(*failed, sep="\n")
     if args.out:
-        columns = list(rows[0])
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        lines = [",".join(f'"{r[c]}"' if c == "attack" else str(r[c]) for c in columns) for r in rows]
-        args.out.write_text("\n".join([",".join(columns), *lines]) + "\n")
+        record(rows, args.out)
     return bool(failed)
 
 

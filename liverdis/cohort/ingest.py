@@ -7,14 +7,12 @@ __all__ = ['Ingested', 'ingest']
 
 # %% ../../nbs/cohort/ingest.ipynb #2860f4af
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from joblib import delayed
 
 from .archives import source_folder
@@ -46,7 +44,7 @@ from .qc import write_qc
 from .roi import save_cached_rois
 from .scan import PatientFiles, Problem, scan_folder
 from .workers import in_turn, tied_workers
-from ..core import InputError, brief, csv_text, os_errors, write_atomic
+from ..core import InputError, alone_in, brief, csv_text, os_errors, write_atomic
 
 # %% ../../nbs/cohort/ingest.ipynb #8f70683d
 def _record(
@@ -402,18 +400,6 @@ def _finish(
     unmatched = _unmatched(context.labels, patients, records, names)
     return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched)
 
-# %% ../../nbs/cohort/ingest.ipynb #63976586
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    "The folder of a cohort to oneself; `InputError` if another process has it, or if the system refuses something."
-    with os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(out / '.lock', timeout=0):
-                yield
-        except Timeout:
-            raise InputError(f"{out}: another ingest is working there; wait for it, or choose another --out") from None
-
 # %% ../../nbs/cohort/ingest.ipynb #ffd77ade
 def _bring_up_to_date(
     context: IngestContext,
@@ -450,7 +436,7 @@ def ingest(
     matched, say = _sizes_of(match) if match else [], progress or (lambda done, total, what: None)
     with source_folder(src) as source, tied_workers(out):
         found, problems = scan_folder(source.folder, kind, jobs, lambda done, total: say(done, total, 'headers'))
-        with _alone(out):
+        with os_errors(out), alone_in(out):
             check_own(out)
             sweep(out)
             ids = claim(out, Path(key or out.with_name(f'{out.name}.key')))

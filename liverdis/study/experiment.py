@@ -29,12 +29,11 @@ import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import nn
 
 from ..cohort.manifest import Manifest
-from ..core import InputError, write_atomic
+from ..core import InputError, alone_in, write_atomic
 from ..method.arms import ARMS, GENERATORS, ArmFold, classifier_network, load_arms
 from ..method.data import batches, dataloaders, load_split
 from ..method.disentangle import Disentangler, classifier_learner, encode, swap
@@ -622,9 +621,8 @@ def collect(
 def _alone_in(folder: Path) -> Iterator[None]:
     "Keep other processes out of a run's folder. `InputError` if one is there."
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / '.lock', timeout=0):
+        with alone_in(folder):
             for part in folder.rglob('.*.part'):  # of a process that was killed while it wrote
                 part.unlink()
             try:
@@ -632,10 +630,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
             finally:
                 if not (folder / 'run.json').exists():
                     (folder / '.lock').unlink(missing_ok=True)
-    except Timeout:
-        raise InputError(f"{folder}: another process is working there: wait for it, or choose another --out") from None
     finally:
-        if is_new and not any(folder.iterdir()):
+        if is_new and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
 
 # %% ../../nbs/study/experiment.ipynb #1e037a79

@@ -209,12 +209,12 @@ def _chosen_arms(given: list[str] | None) -> tuple[list[str], str | None]:
 # %% ../../nbs/use/cli.ipynb #2e1cec67
 def _phantom(folder: Path, counts: dict[str, int] | None) -> Manifest:
     "The phantom in `folder`, made now if it is not there; `counts` None takes the paper's class sizes."
-    from liverdis.cohort.phantom.cohort import write_phantom
+    from liverdis.cohort.phantom.cohort import phantom_in
 
     if (folder / 'manifest.csv').exists():
         return load_manifest(folder / 'manifest.csv')
     with _progress('phantom') as show:
-        return write_phantom(folder, counts, progress=show)
+        return phantom_in(folder, counts, progress=show)
 
 # %% ../../nbs/use/cli.ipynb #2e1cec61
 def _check_device(device: str | None, scheduler: str | None) -> None:
