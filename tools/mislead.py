@@ -22,11 +22,14 @@ RESULTS = Path(__file__).parents[1] / "nbs/results/attacks/misled.csv"
 LIVERDIS = Path(sys.executable).with_name("liverdis")
 # the demo preset: its cohort and its phase 2, of which the warnings tell; the classifiers of the other phases are short
 SETTINGS = ["classifier_epochs=2", "views=5"]
-WARNINGS = ["the decoder has collapsed", "the decoder hardly uses r", "the adversary never learned", "the same pixels"]
+WARNINGS = [
+    *("the decoder has collapsed", "the decoder hardly uses r"),
+    *("the adversary never learned", "the adversary outweighs", "the same pixels"),
+]
 # what is spoiled: the setting, and the warning that must come
 SPOILED = {
     "nothing": ([], ""),
-    "lambda is -1e6": (["lam=-1e6"], "the decoder has collapsed"),
+    "lambda is -1e6": (["lam=-1e6"], "the adversary outweighs"),
     "a decoder that never learns": (["disentangle_lr=1e-9"], "the decoder has collapsed"),
     "an adversary that never learns": (["adversary_lr=1e-9"], "the adversary never learned"),
     "one image under two patients": ([], "the same pixels"),

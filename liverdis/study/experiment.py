@@ -52,7 +52,14 @@ from liverdis.study.codes import (
 )
 from .comparison import summary
 from .evaluate import PREDICTION_COLUMNS, PROBABILITIES
-from .guards import adversary_warnings, copies, decoder_warnings, missing_classes, shared_pixels
+from liverdis.study.guards import (
+    adversary_warnings,
+    balance_warnings,
+    copies,
+    decoder_warnings,
+    missing_classes,
+    shared_pixels,
+)
 from liverdis.study.run import (
     PAPER_ARMS,
     Run,
@@ -527,7 +534,8 @@ def _generator_warnings(run: Run, task: Task, labels: pd.Series) -> list[str]:
     "What is wrong with a generator; its name comes first unless it is the paper's."
     measure = dataclasses.replace(task, kind=measured_by(task.kind))
     measured = run.record(measure) if measure.kind in run.graph else {}
-    said = decoder_warnings(measured) + adversary_warnings(run.record(task)['history'], labels)
+    history, lam = run.record(task)['history'], GENERATORS[task.kind].settings(run.settings).lam
+    said = decoder_warnings(measured) + adversary_warnings(history, labels) + balance_warnings(history, lam)
     return said if task.kind == 'disentangle' else [f'{task.kind}: {text}' for text in said]
 
 
