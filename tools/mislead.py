@@ -26,13 +26,13 @@ WARNINGS = [
     *("the decoder has collapsed", "the decoder hardly uses r"),
     *("the adversary never learned", "the adversary outweighs", "the same pixels"),
 ]
-# what is spoiled: the setting, and the warning that must come
+# what is spoiled: the settings, and the warning that must come; what cannot get better with time is given less of it
 SPOILED = {
     "nothing": ([], ""),
     "lambda is -1e6": (["lam=-1e6"], "the adversary outweighs"),
-    "a decoder that never learns": (["disentangle_lr=1e-9"], "the decoder has collapsed"),
-    "an adversary that never learns": (["adversary_lr=1e-9"], "the adversary never learned"),
-    "one image under two patients": ([], "the same pixels"),
+    "a decoder that never learns": (["disentangle_lr=1e-9", "disentangle_epochs=20"], "the decoder has collapsed"),
+    "an adversary that never learns": (["adversary_lr=1e-9", "disentangle_epochs=40"], "the adversary never learned"),
+    "one image under two patients": (["disentangle_epochs=10"], "the same pixels"),
 }
 
 
