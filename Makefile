@@ -107,6 +107,7 @@ docs: $(STAMP) ## the site into _docs, from the notebooks as they are stored; a 
 docstest: $(STAMP) ## the site in a browser: every page, link, picture and width; after `make docs`, with Chromium or Chrome
 	$(BIN)/pytest -n auto --dist worksteal docs
 
+# uv takes as direct only what it is asked for; the wheel alone would come with the newest of all that it requires
 lowtest: build ## the same with the oldest dependencies that settings.ini allows
 	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv "$$env" && \
 	"$$env/bin/pip" install --quiet --disable-pip-version-check uv && export UV_PYTHON_DOWNLOADS=never && \
@@ -114,7 +115,7 @@ lowtest: build ## the same with the oldest dependencies that settings.ini allows
 	  --python "$$env/bin/python" setup.py --output-file "$$env/oldest.txt" && \
 	"$$env/bin/uv" --no-config pip install --quiet --no-deps --python "$$env/bin/python" -r "$$env/oldest.txt" dist/*.whl && \
 	"$$env/bin/pip" check && \
-	cd "$$env" && "$$env/bin/python" "$(CURDIR)/tools/try_package.py" "$(CURDIR)/README.md"
+	cd "$$env" && "$$env/bin/python" "$(CURDIR)/tools/try_package.py" "$(CURDIR)/README.md" --oldest
 
 lock: ## settings.ini anew into requirements.lock, for all platforms; keeps what still fits, or LOCK=--upgrade
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \

@@ -1,6 +1,6 @@
 """Runs that must not pass for good ones: each is spoiled, goes on to its end, and must then say what is wrong with it.
 
-    mislead.py [--keep FOLDER]        a quarter of an hour on two cores
+    mislead.py [--keep FOLDER]        some twenty minutes on two cores that do nothing else
 
 A run that is not spoiled comes first and must not give the warning. One row a run goes to
 nbs/results/attacks/misled.csv: in how many folds results.json gives which warning, and whether report.html and the

@@ -1,6 +1,7 @@
-"""An installed liverdis as its user meets it: `python tools/try_package.py README.md`.
+"""An installed liverdis as its user meets it: `python tools/try_package.py README.md [--oldest]`.
 
-Run it with the interpreter of an environment that holds the wheel and what pip resolves for it, nothing else.
+Run it with the interpreter of an environment that holds the wheel and what pip resolves for it, nothing else. With
+--oldest the requirements must be there in the lowest versions that they allow.
 """
 
 import importlib
@@ -46,5 +47,9 @@ with tempfile.TemporaryDirectory() as tmp:
 
 here = [r for r in map(Requirement, requires("liverdis")) if not r.marker or r.marker.evaluate({"extra": ""})]
 direct = sorted({r.name for r in here})
+if "--oldest" in sys.argv:
+    bounds = {r.name: s.version for r in here for s in r.specifier if s.operator == ">="}
+    newer = {name: version(name) for name, lowest in bounds.items() if not f"{version(name)}.".startswith(f"{lowest}.")}
+    assert not newer, f"newer than the lowest that is allowed: {newer}"
 print(f"Python {sys.version.split()[0]}:", ", ".join(f"{name} {version(name)}" for name in [*direct, "fastcore"]))
 print(f"{len(modules)} modules, {len(imports)} imports and the commands {', '.join(commands)} of the README work")
