@@ -62,7 +62,7 @@ class ArmFold:
         settings: Settings,
         seed: int,
         dataloaders: Callable[[Settings], DataLoaders],  # makes those of the fold
-        network: Callable[[str], Any],  # name of a generator to the trained network
+        network: Callable[[str], Any],  # name of a generator, or 'oracle', to the trained network
     ):
         self.settings, self.seed, self._dataloaders, self.network = settings, seed, dataloaders, network
 

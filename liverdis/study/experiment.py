@@ -29,12 +29,11 @@ import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from safetensors.torch import load_file
 from torch import nn
 
 from ..cohort.manifest import Manifest
 from ..core import InputError, alone_in, write_atomic
-from ..method.arms import ARMS, GENERATORS, ArmFold, classifier_network, load_arms
+from ..method.arms import ARMS, GENERATORS, ArmFold, load_arms
 from ..method.data import batches, dataloaders, load_split
 from ..method.disentangle import Disentangler, classifier_learner, encode, swap
 from ..method.learner import keep_memory
@@ -95,7 +94,10 @@ class _Fold:
 
 # %% ../../nbs/study/experiment.ipynb #37ac4e3a
 def _arm_fold(run: Run, task: Task, fold: _Fold, seed: int, settings: Settings) -> ArmFold:
-    stored = lambda kind: run.network(dataclasses.replace(task, kind=kind)).to(fold.device)
+    def stored(kind):
+        network = run.oracle() if kind == 'oracle' else run.network(dataclasses.replace(task, kind=kind))
+        return network.to(fold.device)
+
     return ArmFold(settings, seed, fold.dataloaders, stored)
 
 
@@ -211,12 +213,9 @@ def _bank_swaps(net: Disentangler, judge: nn.Module, train: _Codes, test: _Codes
 
 def _oracle(run: Run, net: Disentangler, x: torch.Tensor, train: _Codes, test: _Codes, seed: int) -> dict[str, float]:
     "What the run's oracle sees; nothing if there is none."
-    file = run.folder / 'oracle.safetensors'
-    if not file.exists():
+    if not run.oracle_file.exists():
         return {}
-    oracle = classifier_network(run.settings)
-    oracle.load_state_dict(load_file(file))
-    oracle.eval().to(x.device)
+    oracle = run.oracle().to(x.device)
     bank = {'oracle_bank_to_code': _bank_swaps(net, oracle, train, test, seed)}
     return _swaps(net, oracle, x, test, seed, 'oracle_swap', 'oracle') | bank
 
@@ -626,7 +625,7 @@ def collect(
 
 # %% ../../nbs/study/experiment.ipynb #a323cb50
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _own_folder(folder: Path) -> Iterator[None]:
     "Keep other processes out of a run's folder. `InputError` if one is there."
     is_new = not folder.exists()
     try:
@@ -652,10 +651,10 @@ def open_run(
     **how: Any,  # as for `start_run`
 ) -> Iterator[Run]:
     "Start a run or continue it, and keep other processes out of its folder meanwhile."
-    with _alone_in(Path(folder)):
+    with _own_folder(Path(folder)):
         run = start_run(folder, manifest, settings, **how)
         if oracle:
-            shutil.copyfile(oracle, run.folder / 'oracle.safetensors')
+            shutil.copyfile(oracle, run.oracle_file)
         yield run
 
 # %% ../../nbs/study/experiment.ipynb #b45e59a2

@@ -231,6 +231,19 @@ class Run(RunInput):
         net.load_state_dict(self._weights(task))
         return net.eval()
 
+    @property
+    def oracle_file(self) -> Path:
+        "Where the weights of an oracle lie, if a study gave the run one."
+        return self.folder / 'oracle.safetensors'
+
+    def oracle(self) -> nn.Module:
+        "The classifier trained on many other lesions. `InputError` if the run has none."
+        if not self.oracle_file.exists():
+            raise InputError(f'{self.folder}: an arm asks for an oracle: only studies with `oracle = true` have one')
+        net = classifier_network(self.settings)
+        net.load_state_dict(load_file(self.oracle_file))
+        return net.eval()
+
     def _weights(self, task: Task) -> dict[str, torch.Tensor]:
         "What a task stored. `InputError` if the file is damaged, or not the one that the task wrote."
         path, again = self.weights_file(task), 'delete it and its .json, and the same command does the task again'
@@ -424,14 +437,18 @@ _SHAPE_GENERATORS = ('decoder_widths', 'dropout', 'disentangle_', 'lam', 'advers
 _SHAPE_MIXTURES = ('mixture_',)
 
 
+def _is_of_user(kind: str) -> bool:
+    "Whether a task trains an arm of a user's file."
+    return kind in ARMS and ARMS[kind].learner.__module__ != ARMS['baseline'].learner.__module__
+
+
 def _unread(kind: str) -> tuple[str, ...]:
     "How the names of the settings begin that a kind of task cannot feel."
     if kind in ('baseline', 'swap_classifier'):
         return _SHAPE_GENERATORS + _SHAPE_MIXTURES
     if kind not in ARMS:  # generators and what measures them
         return _SHAPE_MIXTURES
-    of_the_library = ARMS[kind].learner.__module__ == ARMS['baseline'].learner.__module__
-    return _SHAPE_GENERATORS if of_the_library and not ARMS[kind].needs else ()
+    return () if _is_of_user(kind) or ARMS[kind].needs else _SHAPE_GENERATORS
 
 # %% ../../nbs/study/run.ipynb #9e064b29
 def task_key(
@@ -442,10 +459,10 @@ def task_key(
     unread, info = _unread(task.kind), run.info
     settings = {k: v for k, v in info['settings'].items() if not k.startswith(unread)}
     folds = info.get('folds_sha256', {}).get(str(task.repeat), str(run.folder))
-    oracle = run.folder / 'oracle.safetensors'
-    judged = task.kind.startswith('measure') and oracle.exists() and _checksum(oracle.read_bytes())
+    sees_oracle = run.oracle_file.exists() and (task.kind.startswith('measure') or _is_of_user(task.kind))
+    oracle = sees_oracle and _checksum(run.oracle_file.read_bytes())
     about = [info[k] for k in ('data_checksum', 'device', 'versions', 'git_revision')]
-    return json.dumps([task.name, settings, folds, judged, *about])
+    return json.dumps([task.name, settings, folds, oracle, *about])
 
 # %% ../../nbs/study/run.ipynb #3799a7b6
 def adopt(
