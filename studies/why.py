@@ -23,6 +23,7 @@ class SeenMixtures(MixtureLabels):
 
     @torch.no_grad()
     def mix(self, x, y, w=None):
+        "Images as before, and the oracle's probabilities."
         images, _ = super().mix(x, y, w)
         return images, self.oracle(images).softmax(1)
 
@@ -37,6 +38,7 @@ class SeenViews(Callback):
 
     @torch.no_grad()
     def before_batch(self):
+        "Let the oracle name the second half."
         targets, half = F.one_hot(self.y, self.dls.c).to(self.x.dtype), len(self.x) // 2
         targets[half:] = self.oracle(self.x[half:]).softmax(1)
         self.learn.yb = (targets,)
@@ -61,6 +63,7 @@ class KeepLast(Callback):
     "Ends with the weights of the last epoch, whatever validation says."
 
     def before_fit(self):
+        "Make the checkpoint keep each epoch in turn."
         self.learn.checkpoint.best = False
 
 

@@ -211,18 +211,18 @@ def compare(
 
 # %% ../../nbs/study/comparison.ipynb #4db2be7e
 def compare_cohorts(
-    cohorts: dict[str, pd.DataFrame],  # predictions of each cohort; all with the same arms, no patient in two of them
+    cohorts: dict[str, pd.DataFrame],  # predictions of each cohort; no patient in two of them
     against: str = 'duplicate-real',
     confidence: float = 0.95,
 ) -> pd.DataFrame:  # as of `compare`, with n_cohorts for n_folds
-    "Every arm against one, from cohorts that share nothing: a t-test over cohorts."
+    "Every arm against one, from cohorts that share nothing: a t-test over those cohorts that have the arm."
     all_hits, rows = ['cohort', 'patient_id', 'case_id', 'difference'], {}
-    for arm in (a for a in arms_of(next(iter(cohorts.values()))) if a != against):
-        tables = {name: paired_hits(df, arm, against) for name, df in cohorts.items()}
+    for arm in dict.fromkeys(a for df in cohorts.values() for a in arms_of(df) if a != against):
+        tables = {name: paired_hits(df, arm, against) for name, df in cohorts.items() if arm in arms_of(df)}
         hits = pd.concat(tables, names=['cohort']).reset_index('cohort')[all_hits]
         hits['patient_id'] = hits.cohort + '/' + hits.patient_id
         differences = hits.groupby('cohort').difference.mean()
-        counts = {'n_cohorts': len(cohorts), 'n_patients': hits.patient_id.nunique()}
+        counts = {'n_cohorts': len(tables), 'n_patients': hits.patient_id.nunique()}
         tests = _tests(hits, differences, np.inf, confidence)
         rows[arm] = {'difference': float(differences.mean()), **tests, **counts}
     return _table(rows, pd.concat(map(accuracies, cohorts.values())).groupby('arm').accuracy.mean())
