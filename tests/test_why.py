@@ -89,9 +89,12 @@ def test_last_epoch_is_kept_after_the_same_training(arms, fold, name, other, tmp
 
 
 def test_labels_and_what_is_seen_are_averaged_by_share():
-    labels = torch.tensor([[0.52, 0.48], [0.48, 0.52], [1.0, 0.0]])
-    seen = torch.tensor([[0.2, 0.8], [0.4, 0.6], [0.9, 0.1]])
-    table = seen_labels.by_share(labels, seen, ("cyst", "healthy")).set_index(["label", "tenth"])
-    assert table.n.to_dict() == {("cyst", 5): 2, ("cyst", 10): 1, ("healthy", 0): 1, ("healthy", 5): 2}
-    assert np.allclose(table.loc[("cyst", 5), ["share", "seen"]].tolist(), [0.5, 0.3])
-    assert np.allclose(table.loc[("healthy", 0), ["share", "seen"]].tolist(), [0.0, 0.1])
+    labels = torch.tensor([[0.52, 0.48], [0.48, 0.52], [1.0, 0.0], [0.98, 0.02]])
+    seen = torch.tensor([[0.2, 0.8], [0.4, 0.6], [0.9, 0.1], [0.7, 0.3]])
+    table = seen_labels.by_share(labels, seen, ("cyst", "healthy")).set_index(["label", "named", "tenth"])
+    cyst = {("cyst", True, 5): 2, ("cyst", True, 10): 2}
+    healthy = {("healthy", False, 0): 1, ("healthy", True, 0): 1, ("healthy", True, 5): 2}
+    assert table.n.to_dict() == cyst | healthy
+    assert np.allclose(table.loc[("cyst", True, 5), ["share", "seen"]].tolist(), [0.5, 0.3])
+    assert np.allclose(table.loc[("healthy", False, 0), ["share", "seen"]].tolist(), [0.0, 0.1])
+    assert np.allclose(table.loc[("healthy", True, 0), ["share", "seen"]].tolist(), [0.02, 0.3])

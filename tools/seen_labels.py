@@ -5,7 +5,8 @@
 The folder holds the runs of a study with an oracle, as `liverdis study why --arms studies/why.py` leaves them. Each
 training image of each fold is mixed 20 times, as `proposed` does it and as some of its variants would. A row of the
 table is a fold and a class: for labels that give this class about the same share, in steps of a tenth, it has their
-mean share, the oracle's mean probability, and their number. The real images are there as well, with shares 0 and 1.
+mean share, the oracle's mean probability, and their number. Labels without this class have a row of their own, and so
+have the real images, with shares 0 and 1.
 """
 
 import sys
@@ -35,7 +36,7 @@ DRAWS = 20
 def by_share(labels: torch.Tensor, seen: torch.Tensor, classes: tuple[str, ...]) -> pd.DataFrame:
     """Means over images `(N,K)` whose labels give a class about the same share."""
     pairs = pd.DataFrame({"label": classes * len(labels), "share": labels.flatten(), "seen": seen.flatten()})
-    groups = pairs.groupby(["label", pairs.share.mul(10).round().rename("tenth")])
+    groups = pairs.groupby(["label", pairs.share.gt(0).rename("named"), pairs.share.mul(10).round().rename("tenth")])
     return groups.agg(share=("share", "mean"), seen=("seen", "mean"), n=("seen", "size")).reset_index()
 
 
@@ -62,7 +63,7 @@ def main(folder):
         for fold in range(1, run.info["n_folds"] + 1):
             rows += [table.assign(variant=variant, fold=fold) for table in tables(run, fold)]
     TARGET.parent.mkdir(exist_ok=True)
-    columns = ["variant", "fold", "images", "label", "share", "seen", "n"]
+    columns = ["variant", "fold", "images", "label", "named", "share", "seen", "n"]
     pd.concat(rows)[columns].to_csv(TARGET, index=False, float_format="%.4f")
     print(f"{TARGET.name}: {pd.concat(rows)[['variant', 'fold']].drop_duplicates().shape[0]} folds")
 
