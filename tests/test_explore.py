@@ -151,6 +151,7 @@ def test_in_jupyterlab(lab, browser):
     "Run the cell, move a slider with the keyboard, and the picture changes"
     page, _ = watched(browser, lab.split("/lab")[0], viewport={"width": 1280, "height": 900})
     page.goto(lab)
+    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for()  # a cell run earlier than that is dropped
     page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".jp-OutputArea .lm-TabBar-tab")
