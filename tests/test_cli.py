@@ -18,6 +18,7 @@ from liverdis.cohort.ct import read_slice
 from liverdis.cohort.manifest import file_checksum, load_manifest
 from liverdis.cohort.phantom.cohort import write_phantom
 from liverdis.settings import preset
+from liverdis.use import cli
 from liverdis.use.cli import app
 from liverdis.use.predict import classify
 from liverdis.use.structured_report import write_structured_report
@@ -194,3 +195,14 @@ def test_the_line_of_a_structured_report_lies_on_the_pixels_as_stored(cohort, tm
     (group,) = sr.srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
     inside = polygon2mask(mask.shape, group.roi.value[:, ::-1] - 0.5)
     assert (inside == (mask > 0)).all()
+
+
+def test_progress_in_a_log(monkeypatch, capsys):
+    "A file gets no moving bar, but a line now and then, hours before the end"
+    with cli._progress("training") as show:
+        show(1, 4, "r0_f1_baseline")
+        assert capsys.readouterr().out == ""  # the last line was less than a minute ago
+        monkeypatch.setattr(cli, "_LINE_EVERY", 0)
+        show(2, 4, "r0_f2_baseline")
+        line = capsys.readouterr().out
+    assert "50.0%" in line and "r0_f2_baseline" in line

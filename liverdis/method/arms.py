@@ -138,7 +138,7 @@ def chosen_arms(
     "Arms by name. `InputError` for a name that is not registered."
     for name in names:
         if name not in ARMS:
-            raise InputError(f"arm '{name}' is not known: choose from {', '.join(ARMS)}")
+            raise InputError(f"arm '{name}' is not known: load its file, or choose from {', '.join(ARMS)}")
     return [ARMS[name] for name in names]
 
 # %% ../../nbs/method/arms.ipynb #0460af35

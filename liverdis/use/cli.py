@@ -11,6 +11,7 @@ import errno
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -123,17 +124,24 @@ def _first(lines: list[str], more: str) -> list[str]:
     return lines if rest <= 0 else [*lines[:_MOST_LINES], f'and {rest} more; {more}']
 
 # %% ../../nbs/use/cli.ipynb #56777e17
+_LINE_EVERY = 60  # seconds, where a bar cannot move
+
+
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[..., None]]:
-    "A progress bar; yields a function that takes done, total and a note."
+    "A progress bar, or lines where the output is no terminal; yields a function of done, total and a note."
     passed = TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn()
     percent = TaskProgressColumn('{task.percentage:>5.1f}%')
     columns = TextColumn(what), BarColumn(), percent, *passed, TextColumn('{task.fields[note]}')
     with Progress(*columns, console=_console) as bar:
-        task = bar.add_task('', note='')
+        task, printed = bar.add_task('', note=''), time.monotonic()
 
         def show(done: float, total: float, note: str = '') -> None:
+            nonlocal printed
             bar.update(task, completed=done, total=total, note=note)
+            if not _console.is_terminal and time.monotonic() - printed >= _LINE_EVERY:
+                _console.print(bar.get_renderable())
+                printed = time.monotonic()
 
         yield show
 
