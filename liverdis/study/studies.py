@@ -161,12 +161,14 @@ def _measures(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    "What a run computed and what it cost: seconds of each kind of task that it did itself, over all folds."
+    "What a run computed; its cost, in seconds of each kind of task that it did itself; the epoch that each fold kept."
     about = ('versions', 'git_revision', 'device', 'data_checksum', 'started', 'wall_time_s', 'n_cases', 'repeats')
     cost: dict[str, float] = {}
     for task in run.tasks:
         cost[task.kind] = round(cost.get(task.kind, 0) + seconds_spent(run, task), 1)
-    return {**{k: run.info[k] for k in about}, 'settings': run.info['settings'], 'compute_time_s': cost}
+    kept = {arm: [run.record(t)['best_epoch'] for t in run.tasks if t.kind == arm] for arm in run.arms}
+    info = {k: run.info[k] for k in about}
+    return {**info, 'settings': run.info['settings'], 'compute_time_s': cost, 'kept_epochs': kept}
 
 # %% ../../nbs/study/studies.ipynb #d157cdc6
 def machine(

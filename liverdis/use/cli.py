@@ -21,8 +21,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import pandas as pd
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 import liverdis
@@ -127,20 +136,27 @@ def _first(lines: list[str], more: str) -> list[str]:
 _LINE_EVERY = 60  # seconds, where a bar cannot move
 
 
+class _Note(ProgressColumn):
+    "What runs; cut off where the terminal ends."
+
+    def render(self, task: Any) -> Text:
+        return Text(task.fields['note'], no_wrap=True, overflow='ellipsis')
+
+
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[..., None]]:
     "A progress bar, or lines where the output is no terminal; yields a function of done, total and a note."
-    passed = TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn()
-    percent = TaskProgressColumn('{task.percentage:>5.1f}%')
-    columns = TextColumn(what), BarColumn(), percent, *passed, TextColumn('{task.fields[note]}')
-    with Progress(*columns, console=_console) as bar:
+    one_line = Column(no_wrap=True)
+    passed = TimeElapsedColumn(one_line), TextColumn('left'), TimeRemainingColumn(table_column=one_line)
+    words = TextColumn(what), TaskProgressColumn('{task.percentage:>5.1f}%'), *passed, _Note(Column())
+    with Progress(words[0], BarColumn(20, table_column=one_line), *words[1:], console=_console) as bar:
         task, printed = bar.add_task('', note=''), time.monotonic()
 
         def show(done: float, total: float, note: str = '') -> None:
             nonlocal printed
             bar.update(task, completed=done, total=total, note=note)
             if not _console.is_terminal and time.monotonic() - printed >= _LINE_EVERY:
-                _console.print(bar.get_renderable())
+                _say(' '.join(str(word.render(bar.tasks[0])) for word in words))
                 printed = time.monotonic()
 
         yield show
