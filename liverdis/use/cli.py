@@ -200,7 +200,11 @@ _SetOption = Annotated[
 ]
 _ArmsOption = Annotated[
     list[str] | None,
-    typer.Option('--arms', metavar='NAME|FILE.py', help='further arms, or a file of your own; it is executed'),
+    typer.Option(
+        '--arms',
+        metavar='NAME|FILE.py',
+        help='further arms, or a file of your own, which is executed: all of its arms, or those named',
+    ),
 ]
 _SchedulerOption = Annotated[
     str | None, typer.Option(metavar='tcp://HOST:PORT', help='Dask cluster whose workers see the same folder')
