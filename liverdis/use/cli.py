@@ -149,7 +149,8 @@ def _progress(what: str) -> Iterator[Callable[..., None]]:
     one_line = Column(no_wrap=True)
     passed = TimeElapsedColumn(one_line), TextColumn('left'), TimeRemainingColumn(table_column=one_line)
     words = TextColumn(what), TaskProgressColumn('{task.percentage:>5.1f}%'), *passed, _Note(Column())
-    with Progress(words[0], BarColumn(20, table_column=one_line), *words[1:], console=_console) as bar:
+    columns = words[0], BarColumn(20, table_column=one_line), *words[1:]
+    with Progress(*columns, console=_console, speed_estimate_period=600) as bar:  # seconds: epochs are long
         task, printed = bar.add_task('', note=''), time.monotonic()
 
         def show(done: float, total: float, note: str = '') -> None:
@@ -362,17 +363,22 @@ def study(
         how = {'device': device, 'arms_file': file, 'scheduler': scheduler}
         table = studies.run_study(plan, out, jobs, on_progress, **how)
         show(1, 1)
-    _tell_study(out, table)
+    cohorts = [v.name for v in studies.variants(plan) if v.phantom_seed is not None]
+    _tell_study(out, table, ['', *cohorts] if cohorts else [])
 
 # %% ../../nbs/use/cli.ipynb #230d7df7
-def _tell_study(out: Path, table: pd.DataFrame) -> None:
-    "Print how each arm compares, for every variant, and where the results are."
-    from liverdis.study.comparison import compare, references_of
+def _tell_study(out: Path, table: pd.DataFrame, cohorts: list[str]) -> None:
+    "Print how each arm compares, for every variant and over those that are cohorts, and where the results are."
+    from liverdis.study.comparison import compare, compare_cohorts, references_of
 
-    for variant, rows in table.groupby('variant', sort=False):
-        against = references_of(rows)[0]
-        shown = compare(rows, against)[['accuracy', 'difference', 'low', 'high', 'verdict']]
-        _say_table(shown, f'{variant or "accuracy"}: difference from {against}, with its 95 % interval')
+    columns, by_variant = ['accuracy', 'difference', 'low', 'high', 'verdict'], dict([*table.groupby('variant')])
+    title = lambda of, against: f'{of}: difference from {against}, with its 95 % interval'
+    for variant in table.variant.unique():
+        against = references_of(by_variant[variant])[0]
+        _say_table(compare(by_variant[variant], against)[columns], title(variant or 'accuracy', against))
+    if cohorts:
+        together = compare_cohorts({name: by_variant[name] for name in cohorts}, against)
+        _say_table(together[columns], title(f'over {len(cohorts)} cohorts', against))
     _say(f'{out}/results: predictions.csv.gz, measures.csv, study.json')
 
 # %% ../../nbs/use/cli.ipynb #51320dcd
