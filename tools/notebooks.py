@@ -40,7 +40,7 @@ PREFERRED = """
     method/data method/models method/learner
     study/training study/run study/experiment study/evaluate study/codes
     use/explore use/predict use/cli
-    paper/findings paper/reproduction
+    paper/findings paper/choices paper/reproduction
 """.split()
 
 MARKS = "<!-- notebooks: made by `make readme` -->", "<!-- notebooks end -->"

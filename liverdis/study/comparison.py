@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROPE', 'MIN_PATIENTS', 'BETTER', 'WORSE', 'EQUAL', 'NOT_SHOWN', 'TOO_FEW', 'ONE_FOLD', 'REFERENCES', 'paired_hits',
            'fold_differences', 'corrected_t', 'p_value', 'equivalence', 'holm', 'patient_bootstrap', 'sign_flip',
-           'difference', 'verdict', 'compare', 'compare_cohorts', 'points', 'draw_comparison', 'by_repeat',
-           'references_of', 'summary']
+           'difference', 'verdict', 'compare', 'cohort_difference', 'compare_cohorts', 'points', 'draw_comparison',
+           'by_repeat', 'references_of', 'summary']
 
 # %% ../../nbs/study/comparison.ipynb #d8f3e1b2
 from typing import Any
@@ -209,22 +209,32 @@ def compare(
     rows = {arm: difference(df, arm, against) for arm in arms_of(df) if arm != against}
     return _table(rows, mean_std(accuracies(df))['mean'])
 
+# %% ../../nbs/study/comparison.ipynb #cohdiff1
+def cohort_difference(
+    cohorts: dict[str, pd.DataFrame],  # predictions of each cohort; no patient in two of them
+    arm: str,
+    against: str,
+    confidence: float = 0.95,
+) -> dict[str, Any]:  # as of `difference`, with n_cohorts for n_folds
+    "One arm against another, from cohorts that share nothing: a t-test over those cohorts that have both."
+    tables = {name: paired_hits(df, arm, against) for name, df in cohorts.items() if {arm, against} <= {*arms_of(df)}}
+    hits = pd.concat(tables, names=['cohort']).reset_index('cohort')
+    hits = hits[['cohort', 'patient_id', 'case_id', 'difference']].assign(
+        patient_id=hits.cohort + '/' + hits.patient_id
+    )
+    differences = hits.groupby('cohort').difference.mean()
+    counts = {'n_cohorts': len(tables), 'n_patients': hits.patient_id.nunique()}
+    return {'difference': float(differences.mean()), **_tests(hits, differences, np.inf, confidence), **counts}
+
 # %% ../../nbs/study/comparison.ipynb #4db2be7e
 def compare_cohorts(
     cohorts: dict[str, pd.DataFrame],  # predictions of each cohort; no patient in two of them
     against: str = 'duplicate-real',
     confidence: float = 0.95,
 ) -> pd.DataFrame:  # as of `compare`, with n_cohorts for n_folds
-    "Every arm against one, from cohorts that share nothing: a t-test over those cohorts that have the arm."
-    all_hits, rows = ['cohort', 'patient_id', 'case_id', 'difference'], {}
-    for arm in dict.fromkeys(a for df in cohorts.values() for a in arms_of(df) if a != against):
-        tables = {name: paired_hits(df, arm, against) for name, df in cohorts.items() if arm in arms_of(df)}
-        hits = pd.concat(tables, names=['cohort']).reset_index('cohort')[all_hits]
-        hits['patient_id'] = hits.cohort + '/' + hits.patient_id
-        differences = hits.groupby('cohort').difference.mean()
-        counts = {'n_cohorts': len(tables), 'n_patients': hits.patient_id.nunique()}
-        tests = _tests(hits, differences, np.inf, confidence)
-        rows[arm] = {'difference': float(differences.mean()), **tests, **counts}
+    "Every arm against one, from cohorts that share nothing: `cohort_difference` for each arm."
+    arms = dict.fromkeys(a for df in cohorts.values() for a in arms_of(df) if a != against)
+    rows = {arm: cohort_difference(cohorts, arm, against, confidence) for arm in arms}
     return _table(rows, pd.concat(map(accuracies, cohorts.values())).groupby('arm').accuracy.mean())
 
 # %% ../../nbs/study/comparison.ipynb #7af7bdd6

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POOL_SEED', 'ORACLE_SCALE', 'Study', 'load_study', 'Variant', 'variants', 'with_pool', 'curve_folds', 'train_oracle',
-           'machine', 'collect_study', 'run_study']
+           'machine', 'collect_study', 'study_predictions', 'cohort_predictions', 'run_study']
 
 # %% ../../nbs/study/studies.ipynb #ec04cb00
 import json
@@ -26,6 +26,7 @@ from ..cohort.manifest import Manifest, save_manifest
 from ..core import CLASSES, InputError, write_atomic
 from ..method.arms import GENERATORS, with_own_arms
 from ..settings import Settings, preset
+from .evaluate import check_predictions
 from .experiment import check_machine, finish_runs, open_run, reproduce
 from .run import PAPER_ARMS, Run, Task, pick_device, seconds_spent
 
@@ -198,6 +199,26 @@ def collect_study(
     info = {'study': asdict(study), **facts, 'variants': {name: _provenance(run) for name, run in runs.items()}}
     write_atomic(folder / 'study.json', json.dumps(info, indent=1))
     return table
+
+# %% ../../nbs/study/studies.ipynb #readback2
+def study_predictions(
+    folder: str | Path,  # results of a study
+) -> dict[str, pd.DataFrame]:  # variant's name to predictions, '' for the study itself
+    "The predictions of each variant. `InputError` for a table that is not complete."
+    path, text = Path(folder) / 'predictions.csv.gz', {'case_id': str, 'patient_id': str}
+    table = pd.read_csv(path, dtype=text, na_filter=False)
+    tables = {name: d.reset_index(drop=True) for name, d in table.groupby('variant', sort=False)}
+    return {name: check_predictions(d, f'{path}: {name}') for name, d in tables.items()}
+
+
+def cohort_predictions(
+    folder: str | Path,  # results of a study with several cohorts
+) -> dict[str, pd.DataFrame]:  # seed of the cohort's phantom, or 'embedded', to predictions
+    "The predictions on each cohort of a study."
+    own = json.loads((Path(folder) / 'study.json').read_text())['study']['phantom_seed']
+    tables, seeds = study_predictions(folder), {'': 'embedded' if own is None else str(own)}
+    seeds |= {name: name.removeprefix('phantom_seed=') for name in tables if name.startswith('phantom_seed=')}
+    return {seeds[name]: d for name, d in tables.items() if name in seeds}
 
 # %% ../../nbs/study/studies.ipynb #c7cc6bfb
 def _counts(settings: Settings) -> dict[str, int]:
