@@ -216,14 +216,18 @@ def cohort_difference(
     against: str,
     confidence: float = 0.95,
 ) -> dict[str, Any]:  # as of `difference`, with n_cohorts for n_folds
-    "One arm against another, from cohorts that share nothing: a t-test over those cohorts that have both."
-    tables = {name: paired_hits(df, arm, against) for name, df in cohorts.items() if {arm, against} <= {*arms_of(df)}}
-    hits = pd.concat(tables, names=['cohort']).reset_index('cohort')
-    hits = hits[['cohort', 'patient_id', 'case_id', 'difference']].assign(
-        patient_id=hits.cohort + '/' + hits.patient_id
-    )
+    """One arm against another, from cohorts that share nothing: a t-test over those cohorts that have both.
+
+    `InputError` if none has."""
+    with_both = {name: df for name, df in cohorts.items() if {arm, against} <= {*arms_of(df)}}
+    if not with_both:
+        known = ', '.join(dict.fromkeys(a for df in cohorts.values() for a in arms_of(df)))
+        raise InputError(f"no cohort has both '{arm}' and '{against}'; the arms are {known}")
+    hits = pd.concat({name: paired_hits(df, arm, against) for name, df in with_both.items()}, names=['cohort'])
+    hits = hits.reset_index('cohort')[['cohort', 'patient_id', 'case_id', 'difference']]
+    hits['patient_id'] = hits.cohort + '/' + hits.patient_id
     differences = hits.groupby('cohort').difference.mean()
-    counts = {'n_cohorts': len(tables), 'n_patients': hits.patient_id.nunique()}
+    counts = {'n_cohorts': len(with_both), 'n_patients': hits.patient_id.nunique()}
     return {'difference': float(differences.mean()), **_tests(hits, differences, np.inf, confidence), **counts}
 
 # %% ../../nbs/study/comparison.ipynb #4db2be7e
