@@ -165,6 +165,85 @@ def test_images_and_masks_in_folders_of_their_own(tmp_path):
     assert len(annotations) == 2 and not reasons
 
 
+COARSE = np.diag([-2, -2, 5, 1])  # another grid in the place of `series`
+
+
+def lay(src, images, masks):
+    "NIfTI images on the grid of `series`, and masks of another grid; a name that ends in / is a folder of DICOM"
+    for seed, name in enumerate(images):
+        (src / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith('/'):
+            series(src / name, f'P{seed}', 60 + seed)
+        else:
+            to_nifti(np.stack([body(60, seed + k) for k in range(3)]).astype(np.int16), src / name)
+    for name in masks:
+        (src / name).parent.mkdir(parents=True, exist_ok=True)
+        nib.Nifti1Image(np.ones((24, 24, 3), np.uint8), COARSE).to_filename(src / name)
+
+
+@pytest.mark.parametrize('above', ['', 'export/'])
+@pytest.mark.parametrize(
+    'images,own,stray',
+    [
+        (['anna_ct.nii.gz'], ['anna_tumor.nii.gz'], 'berta_tumor.nii.gz'),
+        (['anna/ct.nii.gz'], ['anna/tumor.nii.gz'], 'berta/tumor.nii.gz'),
+        (['anna/ct/'], [], 'berta/tumor.nii.gz'),
+        (['anna/ct/'], [], 'berta/ct/tumor.nii.gz'),
+        (['volume-3.nii'], ['segmentation-3.nii'], 'segmentation-4.nii'),
+        (['imagesTr/liver_3.nii.gz'], ['labelsTr/liver_3.nii.gz'], 'labelsTr/liver_4.nii.gz'),
+        (['anna/ct/', 'carl/ct/'], ['anna/tumor.nii.gz', 'carl/tumor.nii.gz'], 'berta/tumor.nii.gz'),
+    ],
+)
+def test_a_mask_of_another_grid_needs_a_tie(tmp_path, above, images, own, stray):
+    "Berta's CT is not here, and her mask lies within Anna's"
+    lay(tmp_path, [above + i for i in images], [above + m for m in (*own, stray)])
+    patients, problems = scan_folder(tmp_path)
+    assert [a.paths[0] for p in patients for a in p.annotations] == [tmp_path / above / m for m in own]
+    (problem,) = (p for p in problems if p.failed)
+    assert problem.path == tmp_path / above / stray and 'on another grid, and neither folder nor name' in problem.reason
+
+
+@pytest.mark.parametrize(
+    'images,masks',
+    [
+        (['ct/'], ['tumor.nii.gz', 'masks/liver.nii.gz']),
+        (['PATIENT_DICOM/'], ['MASKS/tumor.nii.gz']),
+        (['a/1.2.840/', 'b/1.2.841/'], ['a/GTV_left.nii.gz', 'b/Slicer/GTV_left.nii.gz']),
+        (['a/ct/', 'b/ct/'], ['a/ct/x.nii.gz', 'a/masks/y.nii.gz', 'b/z.nii.gz']),
+        (['images/P1/', 'images/P2/'], ['masks/P1/GTV.nii.gz', 'masks/P2/GTV.nii.gz']),
+        (['volume-3.nii', 'volume-4.nii'], ['segmentation-03.nii', 'segmentation-4.nii']),
+        (
+            ['imagesTr/liver_3.nii.gz', 'imagesTr/liver_4.nii.gz'],
+            ['labelsTr/liver_3.nii.gz', 'labelsTr/liver_4.nii.gz'],
+        ),
+        (
+            ['imagesTr/L_003_0000.nii.gz', 'imagesTr/L_004_0000.nii.gz'],
+            ['labelsTr/L_003.nii.gz', 'labelsTr/L_004.nii.gz'],
+        ),
+        (
+            ['s0001/ct.nii.gz', 's0002/ct.nii.gz'],
+            ['s0001/segmentations/liver.nii.gz', 's0002/segmentations/colon.nii.gz'],
+        ),
+        (['anna_ct.nii.gz'], ['anna_gtv.nii.gz', 'tumor.nii.gz']),
+    ],
+)
+def test_a_mask_of_another_grid_that_has_one(tmp_path, images, masks):
+    lay(tmp_path, images, masks)
+    patients, problems = scan_folder(tmp_path)
+    assert {a.paths[0] for p in patients for a in p.annotations} == {tmp_path / m for m in masks}
+    assert not [p for p in problems if p.failed] and len(patients) == len(images)
+
+
+def test_a_mask_of_the_same_grid_and_another_name(tmp_path):
+    "Sets are often resampled to one grid; Berta's CT is not here"
+    lay(tmp_path, ['anna_ct.nii.gz'], [])
+    for name in ('anna_tumor', 'berta_tumor', 'liver'):
+        to_nifti(np.stack([LIVER] * 3).astype(np.uint8), tmp_path / f'{name}.nii.gz')
+    (patient,), (problem,) = scan_folder(tmp_path)
+    assert [a.paths[0].name for a in patient.annotations] == ['anna_tumor.nii.gz', 'liver.nii.gz']
+    assert problem.path.name == 'berta_tumor.nii.gz' and 'lies apart' in problem.reason
+
+
 @pytest.mark.parametrize('where', ['ct.nii.gz', 'nifti/ct.nii.gz'])
 def test_a_ct_that_is_there_twice_is_one_patient(tmp_path, where):
     "DICOM, and the same slices as NIfTI beside the mask, which once made the patient two"

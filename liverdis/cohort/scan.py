@@ -41,6 +41,7 @@ from liverdis.cohort.headers import (
     SliceEntry,
     UnreadEntry,
     index_files,
+    naming_words,
     phase_of,  # noqa: F401
     problem_of,
 )
@@ -353,7 +354,8 @@ def _copies(all_series: Sequence[Series]) -> list[Series]:
 class _Tree:
     "Series by the folders they lie in, at any depth"
 
-    def __init__(self, all_series: Iterable[Series]):
+    def __init__(self, all_series: Sequence[Series]):
+        self.root = Path(os.path.commonpath([s.folder for s in all_series]))
         self.below: dict[Path, list[Series]] = defaultdict(list)
         for s in all_series:
             for folder in (s.folder, *s.folder.parents):
@@ -365,6 +367,42 @@ class _Tree:
             if found := [s for s in self.below.get(f, ()) if fits(s)]:
                 return found
         return []
+
+    def is_of_one(self, folder: Path) -> bool:
+        "Whether a folder is one of several with series, and has those of one patient alone"
+        several = folder != self.root and folder.is_relative_to(self.root)
+        return several and len({s.patient for s in self.below[folder]}) == 1
+
+# %% ../../nbs/cohort/scan.ipynb #2f60ad83
+def _common(path: Path, series: Series) -> Path:
+    "The lowest folder that holds an annotation and a series"
+    return Path(os.path.commonpath([path.parent, series.folder]))
+
+
+def _names(path: Path, above: Path) -> set[str]:
+    "Words that may name a patient, of the folders of a file below another, and of a volume"
+    below = (path if is_volume(path) else path.parent).relative_to(above)
+    return {word.lstrip('0') for part in below.parts for word in naming_words(volume_stem(part))}
+
+
+def _both_names(path: Path, series: Series) -> tuple[set[str], set[str]]:
+    "The names of an annotation and of a series"
+    above = _common(path, series)
+    return _names(path, above), _names(series.slices[0].path, above)
+
+# %% ../../nbs/cohort/scan.ipynb #c4087e1b
+def _has_name(path: Path, series: Series) -> bool:
+    "Whether an annotation has all names of a series, or a folder that is called like one of its folders"
+    drawn, image = _both_names(path, series)
+    above = _common(path, series)
+    folders = [{f for f in p.relative_to(above).parts if naming_words(f)} for p in (path.parent, series.folder)]
+    return image <= drawn or bool(folders[0] & folders[1])
+
+
+def _of_one_patient(path: Path, series: Series, tree: _Tree) -> bool:
+    "Whether folder or names say that an annotation and a series are of one patient"
+    drawn, image = _both_names(path, series)
+    return tree.is_of_one(_common(path, series)) or _has_name(path, series) or drawn <= image
 
 # %% ../../nbs/cohort/scan.ipynb #58572a27
 def _same_numbers(a: Path, b: Path) -> bool:
@@ -380,9 +418,17 @@ def _by_grid(headers: Sequence[SliceHeader], path: Path, tree: _Tree) -> Series:
         image = s.slices[0].path
         return not is_volume(image) or _same_numbers(image, path)
 
-    for lies_on in (_on_grid, partial(_on_grid, beyond=True), _inside):
+    def may_hold(headers: Sequence[SliceHeader], s: Series) -> bool:
+        return _inside(headers, s) and _of_one_patient(path, s, tree)
+
+    for lies_on in (_on_grid, partial(_on_grid, beyond=True), may_hold):
         if fit := tree.nearest(path.parent, lambda s: may_be(s) and lies_on(headers, s)):  # noqa: B023
             return _choose(fit, path.parent, "lies on the slices of", path)
+    if tree.nearest(path.parent, partial(_inside, headers)):
+        raise InputError(
+            "lies within a CT on another grid, and neither folder nor name say that both are of one patient; put it "
+            "beside its CT, and begin its name with that of the CT"
+        )
     raise InputError("lies on the slices of no CT series found here; put it beside its series")
 
 # %% ../../nbs/cohort/scan.ipynb #46ba2c8c
@@ -634,30 +680,34 @@ def _know_pictures(index: _Index, all_series: Sequence[Series]) -> _Index:
     return index._replace(outlines=[o for o in index.outlines if o.path not in paths], unread=index.unread + unread)
 
 # %% ../../nbs/cohort/scan.ipynb #52190608
-def _common(a: Annotation) -> Path:
-    "The lowest folder that holds an annotation and its series"
-    return Path(os.path.commonpath([a.paths[0].parent, a.series.folder]))
-
-
-def _same_name(a: Annotation) -> bool:
-    "Whether a folder of the annotation is called like one of its series, below the folder that holds both"
-    names = [set(folder.relative_to(_common(a)).parts) for folder in (a.paths[0].parent, a.series.folder)]
-    return bool(names[0] & names[1])
-
-
 def _by_place(a: Annotation) -> bool:
-    "Whether an annotation found its series without a name or UID"
-    return a.kind not in ('seg', 'rtstruct') and a.keys is None and not is_volume(a.series.slices[0].path)
+    "Whether an annotation found its series without a UID or the names of slices"
+    return a.kind not in ('seg', 'rtstruct') and a.keys is None
+
+
+def _strays(group: Sequence[Annotation], tree: _Tree) -> list[Annotation]:
+    "Of the annotations of one kind that found one series, those that are none of its own"
+    series = group[0].series
+    depths = {id(a): len(_common(a.paths[0], series).parts) for a in group}
+    named = {id(a) for a in group if _has_name(a.paths[0], series)}
+    by_name = bool(named) and is_volume(series.slices[0].path)  # a DICOM file is called after nobody
+
+    def is_stray(a: Annotation) -> bool:
+        far = id(a) not in named and depths[id(a)] < max(depths.values())
+        return far or by_name and not _of_one_patient(a.paths[0], series, tree)
+
+    return [a for a in group if is_stray(a)]
 
 # %% ../../nbs/cohort/scan.ipynb #023f1d77
-def _without_strays(found: Sequence[Annotation | Problem]) -> list[Annotation | Problem]:
-    "The same annotations; those that lie farther from their series than others of their kind are refused"
-    depths: dict[tuple, int] = defaultdict(int)
+def _without_strays(found: Sequence[Annotation | Problem], tree: _Tree) -> list[Annotation | Problem]:
+    "The same annotations; those that are none of the series that they found are refused"
     placed = [a for a in found if isinstance(a, Annotation) and _by_place(a)]
-    for a in placed:
-        depths[id(a.series), a.kind] = max(depths[id(a.series), a.kind], len(_common(a).parts))
-    strays = [a for a in placed if len(_common(a).parts) < depths[id(a.series), a.kind] and not _same_name(a)]
-    reason = "lies apart from the only CT that it fits, which has outlines beside it; put it in the folder of its CT"
+    groups = _grouped(placed, lambda a: (id(a.series), a.kind))
+    strays = [a for group in groups for a in _strays(group, tree)]
+    reason = (
+        "lies apart from the only CT that it fits, which has outlines beside it or of its name; put it in the folder "
+        "of its CT, or begin its name with that of the CT"
+    )
     return [Problem(a.paths[0], reason) if isinstance(a, Annotation) and a in strays else a for a in found]
 
 # %% ../../nbs/cohort/scan.ipynb #d860db83
@@ -671,7 +721,7 @@ def _annotations(index: _Index, all_series: Sequence[Series]) -> list[Annotation
     found += [_outline_annotation(g, all_series, tree) for g in single + pictures]
     for table in tables:
         found += _table(table, tree, owners)
-    return _without_strays(found)
+    return _without_strays(found, tree)
 
 # %% ../../nbs/cohort/scan.ipynb #c39d79f7
 @dataclass(frozen=True, eq=False)
