@@ -272,6 +272,31 @@ def test_folders_name_patients_alike_wherever_they_lie(tmp_path):
     assert keys == ['export/p1', 'export/p1']
 
 
+@pytest.mark.parametrize('uid', ['1.2.3', None])
+def test_two_patients_that_share_a_series_uid_or_have_none(tmp_path, uid):
+    "Their slices lie between one another in one folder, which once made one series of one patient"
+    for patient, low in (('ANNA', 0), ('BERTA', 1.3)):
+        tags = dict(PatientID=patient, PatientName=f'{patient}^DOE', SeriesInstanceUID=uid, StudyInstanceUID='1.2')
+        tags['FrameOfReferenceUID'] = None
+        for k in range(4):
+            write_slice(tmp_path / f'{patient}{k}', body(60, k), position_mm=(0, 0, 5 * k + low), **tags)
+    (tmp_path / 'boxes.csv').write_text(BOX + 'a,ANNA1,28,36,28,36\nb,BERTA1,28,36,28,36\n')
+    patients, problems = scan_folder(tmp_path)
+    assert [(p.key, len(p.annotations[0].series.slices)) for p in patients] == [('ANNA', 4), ('BERTA', 4)]
+    assert all(p.key in p.annotations[0].series.identifiers for p in patients) and not problems
+
+
+def test_slices_without_patient_in_many_folders_are_one_series(tmp_path):
+    "Anonymised, and spread over folders as some systems export them; the UID alone ties them"
+    for k in range(4):
+        (tmp_path / f'S{k}').mkdir()
+        uids = dict(SeriesInstanceUID='1.2.3', StudyInstanceUID=None, FrameOfReferenceUID=None)
+        write_slice(tmp_path / f'S{k}/IM1', body(60, k), position_mm=(0, 0, 5 * k), **uids)
+    (tmp_path / 'boxes.csv').write_text('lesion,z_mm,row_min,row_max,col_min,col_max\na,5,28,36,28,36\n')
+    (patient,), _ = scan_folder(tmp_path)
+    assert len(patient.annotations[0].series.slices) == 4
+
+
 def test_an_outline_of_another_phase_is_noted(tmp_path):
     "The SEG's own series is not here, but one in the same space is"
     series(tmp_path, 'P1')
