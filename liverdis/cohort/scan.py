@@ -155,9 +155,22 @@ def _in_order(entries: Sequence[SliceEntry]) -> list[SliceHeader]:
     headers = [e.header for e in entries]
     return sort_slices(headers) if len(headers) > 1 else headers
 
+# %% ../../nbs/cohort/scan.ipynb #a5d27c13
+def _acquisitions(entries: Sequence[SliceEntry]) -> list[list[SliceEntry]]:
+    "Slices of one grid by their acquisition, if some of these reach into one another; else all in one"
+    parts = _grouped(entries, lambda e: e.shared.acquisition)
+    if len(parts) == 1 or any(e.header.position_mm is None or e.header.orientation is None for e in entries):
+        return [list(entries)]
+    heights = [[e.header.normal_position_mm for e in part] for part in parts if len(part) > 1]
+    ranges = sorted((min(h), max(h)) for h in heights)
+    return parts if any(after[0] < before[1] for before, after in zip(ranges, ranges[1:])) else [list(entries)]
+
 # %% ../../nbs/cohort/scan.ipynb #7d6cc151
 def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
     "The series that entries of one grid make up"
+    parts = _acquisitions(entries)
+    if len(parts) > 1:
+        return [stack for part in parts for stack in _stacks(part)]
     distinct = _without_copies(entries)
     try:
         return [_series(distinct, _in_order(distinct), len(entries) - len(distinct))]
