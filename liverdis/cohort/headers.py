@@ -44,21 +44,31 @@ from ..core import InputError, brief
 
 # %% ../../nbs/cohort/headers.ipynb #222070b8
 _PHASES = {
-    'portal': r'portal|porto|venous|veneuse?|ven[oö]s|\b(pv|pvp|ven)\b',
-    'arterial': r'art[eé]ri|\b(art|hap|ap)\b',
-    'delayed': r'delay|late\b|equilib|sp[aä]t|tardi',
-    'non-contrast': r'non[ -]?con|unenhanced|without|\b(w/?o|nc|ncct|native?|nativ|plain|pre[ -]?contrast|sans)\b',
+    'portal': r'\bportal|\bporto(?=-?v)|\b(porto)?(venous|ven[oö]s\w*|vein(eux|euse))\b|\b(pv|pvp|ven)\b',
+    'arterial': r'art[eé]ri(al|el|os)|\b(art|hap)\b',
+    'delayed': r'\bdelay(ed)?\b|\blate\b(?! art)|[eé]quilib|äquilib|\bsp[aä]t(e|phase)?\b|\btardi(f|ve|v[ao])\b',
+    'non-contrast': r'\bnon[ -]?con(trast)?\b|\bpre[ -]?con(trast)?\b|unenhanced|'
+    r'\b(without|wo|ohne|sans|nc|ncct|nati[fv]e?|plain)\b',
 }
+_WITHOUT, _WITH = r'\b(without|wo|ohne|sans)\b', r'\b(with|w|mit|avec)\b'
 _DELAYS = {'arterial': (20, 40), 'portal': (60, 90), 'delayed': (180, 900)}  # seconds after the injection
+
+
+def _named_phases(description: str) -> list[str]:
+    "The phases that a description names"
+    words = re.sub(r'\bw/o\b', 'wo', re.sub(r'[_^.,;:()\[\]]+', ' ', description.lower()))
+    if re.search(_WITH, words):
+        words = re.sub(_WITHOUT, ' ', words)
+    return [p for p, pattern in _PHASES.items() if re.search(pattern, words)]
 
 
 def phase_of(
     description: str,  # what the series calls itself
     delay_s: float | None = None,  # seconds from injection to scan
+    protocol: str = '',  # what the examination calls itself
 ) -> str:  # as in the manifest; 'unknown' unless one phase is named, or none is and the delay tells
     "The contrast phase that headers tell."
-    words = re.sub(r'[_^.,;:()\[\]]+', ' ', description.lower())
-    named = [p for p, pattern in _PHASES.items() if re.search(pattern, words)]
+    named = _named_phases(description) or _named_phases(protocol)
     if not named and delay_s is not None:
         named = [p for p, (low, high) in _DELAYS.items() if low <= delay_s <= high]
     return named[0] if len(named) == 1 else 'unknown'
@@ -293,7 +303,7 @@ def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
         study=text('StudyInstanceUID'),
         identifiers=f"{text('PatientID')} {text('PatientName')}",
         acquisition=text('AcquisitionNumber'),
-        phase=phase_of(f"{text('SeriesDescription')} {text('ProtocolName')}", _delay(ds)),
+        phase=phase_of(text('SeriesDescription'), _delay(ds), text('ProtocolName')),
         mask=ds.get('BitsAllocated') == 8,
         in_mask_folder=_in_mask_folder(path, root),
         no_ct='CT scout' if 'LOCALIZER' in _image_type(ds) else 'CT map' if _is_map(ds) else '',
