@@ -18,7 +18,7 @@ from pydicom.uid import JPEGBaseline8Bit
 from liverdis.cohort.annotation.readers import read_structures
 from liverdis.cohort.archives import source_folder
 from liverdis.cohort.ct import CTSlice, read_hu, read_slice, upright, write_slice
-from liverdis.cohort.deidentify import load_key
+from liverdis.cohort.deidentify import identifying_words, load_key, public_text
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules
 from liverdis.cohort.manifest import load_manifest
@@ -242,6 +242,19 @@ def test_a_mask_of_the_same_grid_and_another_name(tmp_path):
     (patient,), (problem,) = scan_folder(tmp_path)
     assert [a.paths[0].name for a in patient.annotations] == ['anna_tumor.nii.gz', 'liver.nii.gz']
     assert problem.path.name == 'berta_tumor.nii.gz' and 'lies apart' in problem.reason
+
+
+def test_a_note_says_ct_where_the_file_is_called_ct(tmp_path):
+    "The words of file names that may be a patient's are kept out, and no others; a patient may be called Mask"
+    lay(tmp_path / 'src', ['anna_ct.nii.gz'], ['anna_tumor.nii.gz'])
+    done = ingest(tmp_path / 'src', tmp_path / 'out', LabelRules((('*', 'cyst', '*'),)))
+    notes = ' '.join(done.manifest.df.case_id.map(pd.read_csv(tmp_path / 'out/measurements.csv', index_col=0).notes))
+    assert 'resampled to that of the CT' in notes and 'anna' not in notes
+    series(tmp_path / 'dicom', 'P1', PatientName='Mask^CT')
+    (tmp_path / 'dicom/boxes.csv').write_text(BOX + 'a,1-02.dcm,28,36,28,36\n')
+    (patient,), _ = scan_folder(tmp_path / 'dicom')
+    known = identifying_words(patient.annotations[0].series.identifiers)
+    assert public_text('the mask of the CT', known=known) == 'the … of the …'
 
 
 @pytest.mark.parametrize('where', ['ct.nii.gz', 'nifti/ct.nii.gz'])

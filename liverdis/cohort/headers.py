@@ -217,7 +217,8 @@ def _volume_entries(path: Path) -> list[Entry]:
     _require_hounsfield(values)
     headers, name = volume_headers(path), volume_stem(path)
     checked_numbers(headers[0].spacing_mm, 2, *SPACINGS_MM, 'distance of pixels')
-    shared = SeriesFields(headers[0], patient=name, study='', identifiers=name, notes=_value_notes(values))
+    words = ' '.join(sorted(naming_words(name)))
+    shared = SeriesFields(headers[0], patient=name, study='', identifiers=words, notes=_value_notes(values))
     return [SliceEntry(h, shared) for h in headers]
 
 # %% ../../nbs/cohort/headers.ipynb #fa3673fd

@@ -228,7 +228,8 @@ def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
     def named(s: Series) -> Series:
         if id(s) not in by_folder:
             return s
-        return replace(s, patient=by_folder[id(s)], identifiers=f'{s.identifiers} {by_folder[id(s)]}')
+        words = ' '.join(sorted(naming_words(by_folder[id(s)])))
+        return replace(s, patient=by_folder[id(s)], identifiers=f'{s.identifiers} {words}')
 
     return [named(s) for s in all_series]
 
