@@ -244,6 +244,20 @@ def test_a_mask_of_the_same_grid_and_another_name(tmp_path):
     assert problem.path.name == 'berta_tumor.nii.gz' and 'lies apart' in problem.reason
 
 
+def test_phases_in_one_folder_are_told(tmp_path):
+    "Two patients to us, and one line for each pair; under the same names in folders they are one"
+    for name in ('P001_art', 'P001_pv', 'P002_pv'):
+        lay(tmp_path / 'flat', [f'{name}.nii.gz'], [f'{name}_tumor.nii.gz'])
+    patients, (problem,) = scan_folder(tmp_path / 'flat')
+    assert [p.key for p in patients] == ['P001_art', 'P001_pv', 'P002_pv']
+    assert problem.path.name == 'P001_pv.nii.gz' and not problem.failed and 'count as two patients' in problem.reason
+    assert 'P001' not in problem.reason
+    for name in ('P001/art', 'P001/pv', 'P002/art', 'P002/pv'):
+        lay(tmp_path / 'folders', [f'{name}.nii.gz'], [f'{name}_tumor.nii.gz'])
+    patients, problems = scan_folder(tmp_path / 'folders')
+    assert [(p.key, len(p.annotations)) for p in patients] == [('P001', 2), ('P002', 2)] and not problems
+
+
 def test_a_note_says_ct_where_the_file_is_called_ct(tmp_path):
     "The words of file names that may be a patient's are kept out, and no others; a patient may be called Mask"
     lay(tmp_path / 'src', ['anna_ct.nii.gz'], ['anna_tumor.nii.gz'])

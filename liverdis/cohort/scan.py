@@ -42,7 +42,7 @@ from liverdis.cohort.headers import (
     UnreadEntry,
     index_files,
     naming_words,
-    phase_of,  # noqa: F401
+    phase_of,
     problem_of,
 )
 from .unread import PICTURE_OF_OTHER_SIZE, counted
@@ -232,6 +232,18 @@ def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
         return replace(s, patient=by_folder[id(s)], identifiers=f'{s.identifiers} {words}')
 
     return [named(s) for s in all_series]
+
+# %% ../../nbs/cohort/scan.ipynb #d71f4c2b
+def _differ_in_phase(all_series: Iterable[Series]) -> list[Problem]:
+    "A note for each volume whose patient is called like that of another but for the phase"
+    firsts = {s.patient: s for s in all_series if is_volume(s.slices[0].path)}
+    words = lambda s: tuple(w for w in re.split(r'[\W_]+', s.patient.casefold()) if phase_of(w) == 'unknown')
+    reason = (
+        "is called like another CT but for the phase, and the two count as two patients; if they are one, give each "
+        "patient a folder, with the same file names in all (P1/art.nii.gz, P1/pv.nii.gz, P2/art.nii.gz)"
+    )
+    groups = _grouped(firsts.values(), words)
+    return [Problem(s.slices[0].path, reason, failed=False) for group in groups for s in group[1:]]
 
 # %% ../../nbs/cohort/scan.ipynb #8562e5bf
 @dataclass(frozen=True, eq=False)
@@ -781,7 +793,8 @@ def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[S
     copies = _copies(series)
     problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
     problems += [Problem(s.slices[0].path, "a copy of a DICOM series, which is used", failed=False) for s in copies]
-    return _volume_patients([s for s in series if s not in copies], src), problems
+    series = _volume_patients([s for s in series if s not in copies], src)
+    return series, problems + _differ_in_phase(series)
 
 # %% ../../nbs/cohort/scan.ipynb #49113c2c
 def _no_series(src: Path, index: _Index, problems: Sequence[Problem]) -> InputError:
