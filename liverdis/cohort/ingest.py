@@ -39,7 +39,15 @@ from liverdis.cohort.ownership import (
     read_record,
     sweep,
 )
-from .patient import FromOthers, IngestContext, Outcome, SourcePatient, ingest_patient, sizes_digest
+from liverdis.cohort.patient import (
+    FromOthers,
+    IngestContext,
+    Outcome,
+    SourcePatient,
+    ingest_patient,
+    refused_files,
+    sizes_digest,
+)
 from .qc import write_qc
 from .roi import save_cached_rois
 from .scan import PatientFiles, Problem, scan_folder
@@ -410,7 +418,9 @@ def _bring_up_to_date(
     say: Callable[[int, int, str], None],  # called with (done, total, what)
 ) -> Ingested:
     "Make or renew the folders of all patients, then the tables."
-    patients = {p.pid: p for p in sorted((SourcePatient.of(f, context) for f in found), key=lambda p: p.pid)}
+    refused = refused_files(found, problems)
+    known = (SourcePatient.of(f, context, refused.get(f.key, ())) for f in found)
+    patients = {p.pid: p for p in sorted(known, key=lambda p: p.pid)}
     tell = lambda left: say(len(patients) - left, len(patients), 'patients')
     crew = _Crew(context, _Private.of(context.out), jobs, tell)
     redone = _renew(crew, patients, matched)

@@ -76,6 +76,7 @@ class SeriesReading:
     avoid: dict[int, np.ndarray] = field(default_factory=dict)  # the same, of all that is neither liver nor ignored
     lesions: list[LabelledLesion] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of lesions, by name of the structure
+    failed: bool = False  # an annotation could not be used, so what it outlines is missing here
 
     @property
     def spacing_mm(self) -> tuple[float, float]:
@@ -225,6 +226,7 @@ def _read_annotation(
     except LabelError:
         raise
     except InputError as e:
+        reading.failed = True
         reading.to.skip(f'{annotation.kind} annotation', annotation.paths[0], str(e), failed=True)
 
 # %% ../../nbs/cohort/outlines.ipynb #a58dadbf
