@@ -7,6 +7,7 @@ import pytest
 
 from liverdis.cohort.case_files import IngestOptions
 from liverdis.cohort.ct import write_slice
+from liverdis.cohort.healthy import GAP_MM
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules
 
@@ -94,3 +95,19 @@ def test_a_file_that_was_refused_and_is_gone_is_forgotten(source):
     (source / 'berta/tumor.nii.gz').unlink()
     squares, reasons = healthy(source)
     assert squares.patient_id.nunique() == 2 and not reasons
+
+
+@pytest.mark.parametrize('frame', ['1.9', '1.8', ''])
+def test_squares_keep_away_from_what_another_series_shows(source, frame):
+    ct(source / 'berta/portal', 'B', '1.3.2')
+    ct(source / 'berta/arterial', 'B', '1.3.3', frame)
+    nifti(source / 'berta/portal/liver.nii.gz', LIVER)
+    nifti(source / 'berta/arterial/scar.nii.gz', box((4, 60), (4, 28)))
+    labels = LabelRules((('tumor', 'cyst', '*'), ('scar', 'avoid', '*')))
+    squares, reasons = healthy(source, labels, n=1)
+    mine = squares[squares.case_id.str.contains('-[12]-healthy')]  # of the patient with two series
+    if frame == '1.9':
+        assert len(mine) == 1 and not reasons
+        assert (mine.col_min - 27).item() * PIXEL_MM > GAP_MM
+    else:
+        assert len(mine) == 0 and len(reasons) == 1 and 'another frame of reference' in reasons[0]

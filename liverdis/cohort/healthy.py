@@ -249,7 +249,7 @@ class Healthy(NamedTuple):
 def place_healthy(
     liver: dict[int, np.ndarray],  # rank of a slice to its mask, (H,W) bool
     lesions: dict[int, np.ndarray],  # the same, of all that must be kept away from
-    normal_positions_mm: Sequence[float],  # of all slices, by rank
+    normal_positions_mm: Sequence[float],  # of all slices, by rank; planes of other series may follow
     spacing_mm: tuple[float, float],  # from row to row, from column to column
     sizes_mm: Sequence[float],  # diameters of lesions, to be matched
     n: int,  # squares wanted

@@ -30,8 +30,10 @@ from liverdis.cohort.outlines import (
     Labeller,
     SeriesReading,
     lesion_id,
+    planes_of_others,
     positions_mm,
     read_outlines,
+    same_space,
     voxel_ml,
 )
 from .ownership import part_of
@@ -210,9 +212,12 @@ def _healthy_cases(
     n: int,  # squares wanted
     rng: np.random.Generator,
     extra: Sequence[float] = (),  # diameters of squares that other livers had no room for, mm
+    others: Sequence[SeriesReading] = (),  # series of the same space, whose outlines are kept away from too
 ) -> tuple[list[Case], list[float]]:  # cases; diameters of the own squares that found no room
     "Squares of healthy parenchyma as cases; those that find no room are skipped."
-    where = reading.liver, reading.avoid, positions_mm(reading.series), reading.spacing_mm
+    places, planes = positions_mm(reading.series), planes_of_others(reading, others)
+    avoid = reading.avoid | {rank: mask for rank, (_, mask) in enumerate(planes, len(places))}
+    where = reading.liver, avoid, places + [z for z, _ in planes], reading.spacing_mm
     found = place_healthy(*where, sizes, n, reading.to.options.margin, rng, extra)
     _skip_without_room(reading, found.left, n)
     _skip_without_room(reading, found.extra_left, len(extra))
@@ -249,6 +254,11 @@ class _Found:
         return [r for r in self.readings if r.liver]
 
     @property
+    def beside(self) -> list[SeriesReading]:
+        "The series besides the first of a liver that outline more than a liver."
+        return [r for r in self.readings if r.avoid and r is not self.livers[0]]
+
+    @property
     def hindrance(self) -> tuple[str, str] | None:  # what it is, and what to do
         "Why no square of this patient can be called healthy; None if nothing is in the way."
         if not self.livers:
@@ -256,6 +266,11 @@ class _Found:
         if not self.whole or any(r.failed for r in self.readings):
             reason = 'a file of this patient could not be read or placed, and may outline a lesion in this liver'
             return reason, 'mend that file, or take it out of the source'
+        if not all(same_space(r.series, self.livers[0].series) for r in self.beside):
+            reason = (
+                'outlines on another series, in another frame of reference: where they lie in this liver is not known'
+            )
+            return reason, 'label them ignore if none is a lesion, or take that series out of the source'
         return None
 
     @property
@@ -280,7 +295,7 @@ def _write_healthy(
         to.skip('healthy parenchyma', None, 'no lesion in the cohort to match in size', todo)
         return []
     liver = found.livers[0]
-    cases, left = _healthy_cases(liver, sizes, to.options.healthy, rng, others.extra)
+    cases, left = _healthy_cases(liver, sizes, to.options.healthy, rng, others.extra, found.beside)
     write_cases(to, liver.series, liver.number, cases)
     return left
 
