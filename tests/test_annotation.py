@@ -371,6 +371,34 @@ def test_missing_frames_of_another_grid_stay_missing(drawn, tmp_path):
         assert same(found, np.roll(mask, 3, 2)) and 'resampled' in found.notes[0]
 
 
+def empty_slice(folder, k):
+    "One of a series of slices that lie 2 mm apart"
+    uids = dict(FrameOfReferenceUID='1.5', SeriesInstanceUID='1.6', StudyInstanceUID='1.7')
+    return write_slice(folder / f'{k}.dcm', np.zeros((64, 64)), position_mm=(0, 0, 2 * k), **uids)
+
+
+@pytest.mark.parametrize('stated, found', [(None, [2, 6]), (2, [2, 6]), (8, [0, 1, 2, 3, 4, 5, 6, 7])])
+def test_a_segmentation_of_two_frames_goes_as_far_as_the_step_that_it_states(tmp_path, stated, found):
+    masks = np.zeros((8, 64, 64), bool)
+    masks[[2, 6], 20:30, 20:30] = True
+    formats.seg(tmp_path, [empty_slice(tmp_path, k) for k in range(8)], masks)
+    ds = pydicom.dcmread(tmp_path / 'seg.dcm')
+    ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = stated
+    ds.save_as(tmp_path / 'seg.dcm')
+    slices = sort_slices(h for k in range(8) for h in read_headers(tmp_path / f'{k}.dcm'))
+    (structure,) = read_structures([tmp_path / 'seg.dcm'], 'seg', slices)
+    assert list(structure.masks) == found
+
+
+def test_a_segmentation_meets_a_series_that_lacks_a_slice(tmp_path):
+    masks = np.zeros((8, 64, 64), bool)
+    masks[[2, 3], 20:30, 20:30] = True
+    formats.seg(tmp_path, [empty_slice(tmp_path, k) for k in range(8)], masks)
+    slices = sort_slices(h for k in range(8) if k != 3 for h in read_headers(tmp_path / f'{k}.dcm'))
+    (structure,) = read_structures([tmp_path / 'seg.dcm'], 'seg', slices)
+    assert list(structure.masks) == [2]  # the next slice lies 2 mm off, and its own frame is empty
+
+
 def test_segments_of_one_label_and_a_source_in_one_file(drawn, tmp_path):
     ct, slices, mask = drawn
     formats.seg(tmp_path, ct, mask)

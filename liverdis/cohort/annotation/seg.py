@@ -8,7 +8,7 @@ __all__ = ['list_seg', 'read_seg']
 # %% ../../../nbs/cohort/annotation/seg.ipynb #22066971
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +97,7 @@ _FIELDS = {  # field -> (sequence, attribute in it)
         ('segment', 'SegmentIdentificationSequence', 'ReferencedSegmentNumber'),
         ('spacing_mm', 'PixelMeasuresSequence', 'PixelSpacing'),
         ('thickness_mm', 'PixelMeasuresSequence', 'SliceThickness'),
+        ('step_mm', 'PixelMeasuresSequence', 'SpacingBetweenSlices'),
         ('position_mm', 'PlanePositionSequence', 'ImagePositionPatient'),
         ('orientation', 'PlaneOrientationSequence', 'ImageOrientationPatient'),
     )
@@ -107,6 +108,7 @@ _CHECKS: dict[str, Callable[[Any, Any], Any]] = {
     'segment': lambda value, path: int(checked_numbers([value], 1, 0, 65535, f'{path}: ReferencedSegmentNumber')[0]),
     'spacing_mm': lambda value, path: checked_numbers(value, 2, 0.01, 100, f'{path}: PixelSpacing'),
     'thickness_mm': checked_thickness,
+    'step_mm': lambda value, path: abs(checked_numbers([value or 0], 1, -2e3, 2e3, f'{path}: SpacingBetweenSlices')[0]),
     'position_mm': checked_position,
     'orientation': checked_orientation,
 }
@@ -199,8 +201,8 @@ def _seg_frames(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collec
         if segment not in wanted and not labelmap:
             continue
         fields = {'spacing_mm': None} | shared | _group_fields(group, path, own_fields)
-        fields.pop('segment', None)
-        header = SliceHeader(shape=(ds.Rows, ds.Columns), path=Path(path), **fields)
+        of_plane = {field: value for field, value in fields.items() if field not in ('segment', 'step_mm')}
+        header = SliceHeader(shape=(ds.Rows, ds.Columns), path=Path(path), **of_plane)
         sources = group if 'DerivationImageSequence' in group else shared_group
         yield _Frame(index, header, segment, _frame_rank(sources, header, same_space, stack))
 
@@ -262,11 +264,45 @@ def _on_own_slice(plane: _Plane, stack: SliceStack, rank: int, path: str | Path)
         return resample_slice(plane.mask, plane.header, s, path)
     return SliceMask(check_shape(plane.mask, s, path), False, True)
 
+# %% ../../../nbs/cohort/annotation/seg.ipynb #c3f7a912
+def _names_slices(ds: Dataset, stack: SliceStack) -> bool:
+    "Whether a frame of a SEG names a slice of the series"
+    groups = (*ds.get('SharedFunctionalGroupsSequence', []), *ds.PerFrameFunctionalGroupsSequence)
+    return any(stack.rank_of(source) is not None for group in groups for source in _source_images(group))
+
+
+def _stated_step_mm(ds: Dataset, path: str | Path) -> float:
+    "From frame to frame, as a SEG says; 0 if it does not"
+    groups = (*ds.get('SharedFunctionalGroupsSequence', []), ds.PerFrameFunctionalGroupsSequence[0])
+    return next((f['step_mm'] for g in groups if (f := _group_fields(g, path, ('step_mm',)))), 0.0)
+
+# %% ../../../nbs/cohort/annotation/seg.ipynb #7b20e4d8
+def _step_mm(ds: Dataset, path: str | Path, stack: SliceStack) -> float | None:
+    "From plane to plane of the image that a SEG was drawn on, along the slices' normal; None if it is not certain"
+    if not stack.placed or len(stack.slices) == 1:
+        return None
+    fields = [_group_fields(g, path, ('position_mm',)) for g in ds.PerFrameFunctionalGroupsSequence]
+    steps = np.diff(sorted(stack.normal @ f['position_mm'] for f in fields if f.get('position_mm')))
+    steps = steps[steps > SAME_PLACE_MM]
+    least = float(steps.min(initial=np.inf))
+    if stated := _stated_step_mm(ds, path):
+        return min(stated, least)
+    even = np.count_nonzero(steps < least + SAME_PLACE_MM) > 1
+    return least if even and not _names_slices(ds, stack) else None
+
 # %% ../../../nbs/cohort/annotation/seg.ipynb #b5daf540
-def _needs_volume(planes: Sequence[_Plane], stack: SliceStack) -> bool:
-    if not planes or len(stack.slices) == 1:
+def _between_slices(planes: Sequence[_Plane], stack: SliceStack) -> bool:
+    "Whether a plane lies within the series and on none of its slices"
+    places = [stack.normal @ p.header.position_mm for p in planes if p.rank is None]
+    return not beyond_series(stack, np.array(places)).all()
+
+
+def _needs_volume(planes: Sequence[_Plane], stack: SliceStack, step_mm: float | None) -> bool:
+    if not planes or len(stack.slices) == 1 or not all(_has_geometry(p.header) for p in planes):
         return False
-    return all(p.rank is None and _has_geometry(p.header) for p in planes)
+    other_step = step_mm is not None and abs(step_mm - stack.step_mm) > SAME_PLACE_MM
+    between = stack.placed and _between_slices(planes, stack)
+    return other_step or between or all(p.rank is None for p in planes)
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #a49c6931
 class _Laid(NamedTuple):
@@ -288,10 +324,12 @@ def _on_own_slices(planes: Sequence[_Plane], stack: SliceStack, path: str | Path
     return _Laid({rank: mask for rank, mask in sorted(masks.items()) if mask.any()}, resampled)
 
 
-def _as_volume(planes: Sequence[_Plane], stack: SliceStack, path: str | Path) -> _Laid:
+def _as_volume(planes: Sequence[_Plane], stack: SliceStack, path: str | Path, step_mm: float | None) -> _Laid:
     "All planes resampled as the volume that they make up"
-    ordered = sorted(planes, key=lambda p: p.header.normal_position_mm)
-    found = resample_onto(stack, [p.header for p in ordered], lambda k: ordered[k].mask, path)
+    places = {p.header.position_mm: p.header for p in sorted(planes, key=lambda p: p.header.normal_position_mm)}
+    headers = [replace(h, thickness_mm=step_mm or h.thickness_mm) for h in places.values()]
+    at = lambda k: np.any([p.mask for p in planes if p.header.position_mm == headers[k].position_mm], axis=0)
+    found = resample_onto(stack, headers, at, path)
     return _Laid(found.masks, found.resampled)
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #e1b5bf3e
@@ -303,14 +341,11 @@ def _n_beyond(planes: Sequence[_Plane], stack: SliceStack) -> int:
     return int(beyond_series(stack, np.array(places) @ stack.normal).sum())
 
 
-def _seg_structure(
-    key: str, name: str, planes: Sequence[_Plane], stack: SliceStack, path: str | Path, notes: tuple[str, ...]
-) -> Structure:
-    "One segment on the slices"
-    lay = _as_volume if _needs_volume(planes, stack) else _on_own_slices
-    masks, resampled = lay(planes, stack, path)
-    notes += ((RESAMPLED_NOTE,) if resampled else ()) + beyond_note(_n_beyond(planes, stack))
-    return Structure(key, name, masks, notes)
+def _laid(planes: Sequence[_Plane], stack: SliceStack, path: str | Path, step_mm: float | None) -> _Laid:
+    "The planes of one segment on the slices"
+    if _needs_volume(planes, stack, step_mm):
+        return _as_volume(planes, stack, path, step_mm)
+    return _on_own_slices(planes, stack, path)
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #8909a2b7
 def _is_about(ds: Dataset, stack: SliceStack) -> bool:
@@ -334,5 +369,9 @@ def read_seg(
     names = select_structures(path, 'segment', _segments(ds, path), keys)
     if not _is_about(ds, stack):
         raise InputError(f"{path}: was drawn on another image than {stack.slices[0].path}; give the SEG of this series")
-    planes, notes = _planes(ds, path, stack, list(names)), _fraction_note(ds)
-    return [_seg_structure(key, name, planes[key], stack, path, notes) for key, name in names.items()]
+    planes, step_mm, found = _planes(ds, path, stack, list(names)), _step_mm(ds, path, stack), []
+    for key, name in names.items():
+        masks, resampled = _laid(planes[key], stack, path, step_mm)
+        notes = ((RESAMPLED_NOTE,) if resampled else ()) + beyond_note(_n_beyond(planes[key], stack))
+        found.append(Structure(key, name, masks, _fraction_note(ds) + notes))
+    return found
