@@ -26,7 +26,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_ui
 
 from .decoding import decode_apart, needs_decoder
 from .door import checked_numbers, guarded, parse_dicom, require_file, require_size
-from .volumes import is_volume, open_volume
+from .volumes import has_spacing, is_volume, open_volume
 from ..core import InputError, brief
 
 # %% ../../nbs/cohort/ct.ipynb #4a6c6f1c
@@ -558,6 +558,12 @@ def _read_png_hu(path: Path) -> np.ndarray:
         raise InputError(f"{path}: is no 16-bit picture of HU + 32768; give DeepLesion's own PNG files")
     return stored - 32768
 
+# %% ../../nbs/cohort/ct.ipynb #94c1f3be
+def _require_spacing(path: Path) -> None:
+    "`InputError` for a volume that does not say how large its voxels are"
+    if not has_spacing(open_volume(path)):
+        raise InputError(f"{path}: has no spacing, so lesions cannot be measured; save it with that of its source")
+
 # %% ../../nbs/cohort/ct.ipynb #2154deb8
 @guarded
 def read_hu(
@@ -565,6 +571,7 @@ def read_hu(
 ) -> CTSlice:
     "The slice that a header describes, with its pixels."
     if is_volume(header.path):
+        _require_spacing(header.path)
         hu = read_volume(header.path)[:, :, header.frame].T
     elif header.path.name.lower().endswith('.png'):
         hu = _read_png_hu(header.path)

@@ -224,6 +224,8 @@ def read_volume_mask(
     (path,) = paths
     headers, layers, found = volume_headers(path), _layers(path), []
     labels, notes = _volume_labels(path, layers), _place_notes(path, headers, stack)
+    if BARE_NOTE in notes:
+        headers = volume_headers(stack.slices[0].path)
     for key, name in labels.selected(path, keys).items():
         layer = layers[labels.segments[key].layer if key else 0]
         here = _on_slices(layer, key, headers, stack, path)
