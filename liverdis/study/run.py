@@ -35,7 +35,7 @@ from ..cohort.manifest import Manifest, verify_files
 from ..cohort.roi import RoiFile, load_rois
 from ..core import CLASSES, InputError, write_atomic
 from ..method.arms import ARMS, GENERATORS, chosen_arms, classifier_network
-from ..settings import Settings, settings_from_dict
+from ..settings import PRESETS, Settings, settings_from_dict
 
 # %% ../../nbs/study/run.ipynb #f6eb26b2
 PAPER_ARMS = ('baseline', 'proposed')
@@ -401,11 +401,32 @@ def _continue_run(run: Run, folds: pd.DataFrame, arms: list[str]) -> None:
         (run.folder / 'results.json').unlink(missing_ok=True)
         write_atomic(run.folder / 'run.json', json.dumps(wider, indent=1))
 
+# %% ../../nbs/study/run.ipynb #ownlabels2
+def _manifest_classes(manifest: Manifest, settings: Settings) -> tuple[str, ...]:
+    "The classes of a manifest. `InputError` for settings that choose others."
+    classes = tuple(c for c in CLASSES if (manifest.df.label == c).any())
+    if settings.classes not in (CLASSES, classes):
+        raise InputError(
+            f"settings.classes: {', '.join(settings.classes)}, but the manifest has {', '.join(classes)}: "
+            'leave the setting out, and give a manifest of the classes that you want'
+        )
+    return classes
+
+
+def _check_counts(manifest: Manifest, settings: Settings) -> None:
+    "`InputError` for settings that choose a number of cases which the manifest does not have."
+    counts = manifest.df.label.value_counts()
+    differs = [c for c, n in zip(CLASSES, settings.cohort) if counts.get(c, n) != n]
+    if differs and settings.cohort not in [known.cohort for known in PRESETS.values()]:
+        raise InputError(
+            f'settings.cohort: {settings.cohort}, but the manifest has {counts[differs[0]]} cases of {differs[0]}: '
+            'it is for the phantom; leave it out'
+        )
+
 # %% ../../nbs/study/run.ipynb #e234fae5
 def _asked(manifest: Manifest, settings: Settings, device: str) -> dict[str, Any]:
     "What must be the same if a run goes on; the settings have the classes of the manifest."
-    classes = tuple(c for c in CLASSES if (manifest.df.label == c).any())
-    settings = dataclasses.replace(settings, classes=classes)
+    settings = dataclasses.replace(settings, classes=_manifest_classes(manifest, settings))
     as_stored = json.loads(json.dumps(dataclasses.asdict(settings)))
     return {'settings': as_stored, 'data_checksum': manifest.checksum, 'device': device}
 
@@ -413,7 +434,7 @@ def _asked(manifest: Manifest, settings: Settings, device: str) -> dict[str, Any
 def start_run(
     folder: str | Path,  # made if missing; the run goes on if the folder holds the same one
     manifest: Manifest,
-    settings: Settings,  # its classes become those of the manifest
+    settings: Settings,  # its classes become those of the manifest, unless it chooses some
     repeats: int = 1,  # cross-validations, each with folds of its own; a larger number than before extends the run
     device: str = 'cpu',
     arms: Iterable[str] = PAPER_ARMS,  # names in `ARMS`; further ones than before extend the run
@@ -421,9 +442,12 @@ def start_run(
     **about: Any,  # further facts for the record, such as the preset's name
 ) -> Run:
     "Start a run, or open the same run again. Raises `InputError` if another one is there, or for bad input."
-    folder, folds = Path(folder), fold_table(manifest, settings, repeats) if folds is None else folds
-    check_folds(folds)
     arms, asked = [arm for arm in task_graph(arms) if arm in ARMS], _asked(manifest, settings, device)
+    if folds is None:
+        _check_counts(manifest, settings)
+        folds = fold_table(manifest, settings, repeats)
+    check_folds(folds)
+    folder = Path(folder)
     if (folder / 'run.json').exists():
         run = Run(folder)
         _refuse_other_run(run, asked)

@@ -81,8 +81,17 @@ class Variant:
     phantom_seed: int | None = None  # of the cohort; None is that of the study
 
 
+def _check_of_cohort(study: Study) -> None:
+    "`InputError` for settings that variants of one cohort cannot have."
+    if 'classes' in {**study.settings, **study.sweep}:
+        raise InputError('settings.classes, sweep.classes: the phantom of a study has all four; leave it out')
+    if 'cohort' in study.sweep:
+        raise InputError('sweep.cohort: all values would share one phantom; write a study for each')
+
+
 def variants(study: Study) -> list[Variant]:
     "All runs of a study. `InputError` for an unknown preset or setting, or a value that it cannot have."
+    _check_of_cohort(study)
     made = lambda **changes: preset(study.preset, **{**study.settings, **changes})
     swept = [Variant(f'{k}={v}', made(**{k: v})) for k, values in study.sweep.items() for v in values]
     curve = [Variant(f'train_cases={n}', made(), n) for n in study.train_cases]
