@@ -385,6 +385,14 @@ def _refuse_other_versions(run: Run) -> None:
             "go on with that, choose another --out, or delete the folder"
         )
 
+# %% ../../nbs/study/run.ipynb #samefolds1
+def _refuse_other_folds(run: Run, folds: pd.DataFrame) -> None:
+    "`InputError` if a repeat of the run has other folds than those that are given."
+    for repeat in range(min(run.info['repeats'], folds.repeat.nunique())):
+        given = folds[folds.repeat == repeat].to_csv(index=False)
+        if given != run.cases(repeat).to_csv(index=False):
+            raise InputError(f'{run.folder}: holds a run with other folds in repeat {repeat}: choose another --out')
+
 # %% ../../nbs/study/run.ipynb #57165f67
 def _continue_run(run: Run, folds: pd.DataFrame, arms: list[str]) -> None:
     "Prepare for the tasks that are left, if any: further repeats and arms are added to the run."
@@ -395,6 +403,7 @@ def _continue_run(run: Run, folds: pd.DataFrame, arms: list[str]) -> None:
         return
     _refuse_other_versions(run)
     if repeats > run.info['repeats']:
+        _refuse_other_folds(run, folds)
         write_atomic(run.folder / 'folds.csv', folds.to_csv(index=False))
         wider |= {'folds_sha256': _stored_folds(run.folder, repeats)} if 'folds_sha256' in run.info else {}
     if wider != run.info:
@@ -443,17 +452,18 @@ def start_run(
 ) -> Run:
     "Start a run, or open the same run again. Raises `InputError` if another one is there, or for bad input."
     arms, asked = [arm for arm in task_graph(arms) if arm in ARMS], _asked(manifest, settings, device)
-    if folds is None:
-        _check_counts(manifest, settings)
-        folds = fold_table(manifest, settings, repeats)
-    check_folds(folds)
-    folder = Path(folder)
+    folder, made = Path(folder), fold_table(manifest, settings, repeats) if folds is None else folds
+    check_folds(made)
     if (folder / 'run.json').exists():
         run = Run(folder)
         _refuse_other_run(run, asked)
-        _continue_run(run, folds, arms)
+        if folds is not None:
+            _refuse_other_folds(run, folds)
+        _continue_run(run, made, arms)
     else:
-        _new_run(folder, manifest, settings, folds, {**about, **asked, 'arms': arms})
+        if folds is None:
+            _check_counts(manifest, settings)
+        _new_run(folder, manifest, settings, made, {**about, **asked, 'arms': arms})
     return Run(folder)
 
 # %% ../../nbs/study/run.ipynb #91a75f04
