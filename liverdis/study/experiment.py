@@ -743,7 +743,7 @@ def reproduce(
     "The experiment; the same call continues an interrupted run. `InputError` before anything is written."
     device, arms = device or pick_device(), with_own_arms(arms, arms_file)
     check_machine(device, scheduler)
-    how = {'repeats': repeats, 'device': device, 'arms': arms, 'folds': folds, **about}
+    how = {'repeats': repeats, 'device': device, 'arms': arms, 'folds': folds, 'arms_file': arms_file, **about}
     with open_run(folder, manifest, settings, oracle, **how) as run:
         finish_runs([run], jobs, on_progress, arms_file, scheduler)
         return json.loads((run.folder / 'results.json').read_text())

@@ -364,10 +364,12 @@ def _new_run(folder: Path, manifest: Manifest, settings: Settings, folds: pd.Dat
 
 # %% ../../nbs/study/run.ipynb #f234e154
 def _refuse_other_run(run: Run, asked: dict[str, Any]) -> None:
-    "`InputError` if the run was started with other settings, data or device."
+    "`InputError` if the run was started with other settings, data, device or file of arms."
     had = run.info
     differs = [f'settings.{k}' for k, v in asked['settings'].items() if had['settings'].get(k) != v]
     differs += [k for k in ('data_checksum', 'device') if had[k] != asked[k]]
+    if had.get('arms_sha256', now := asked.get('arms_sha256')) != (now or had.get('arms_sha256')):
+        differs += ['the file of arms']
     if differs:
         raise InputError(
             f"{run.folder}: holds a run that differs in {', '.join(differs)}: "
@@ -394,11 +396,13 @@ def _refuse_other_folds(run: Run, folds: pd.DataFrame) -> None:
             raise InputError(f'{run.folder}: holds a run with other folds in repeat {repeat}: choose another --out')
 
 # %% ../../nbs/study/run.ipynb #57165f67
-def _continue_run(run: Run, folds: pd.DataFrame, arms: list[str]) -> None:
+def _continue_run(run: Run, folds: pd.DataFrame, arms: list[str], asked: dict[str, Any]) -> None:
     "Prepare for the tasks that are left, if any: further repeats and arms are added to the run."
     run.check_files()
     repeats, arms = max(run.info['repeats'], folds.repeat.nunique()), list(dict.fromkeys([*run.arms, *arms]))
     wider = {**run.info, 'repeats': repeats, 'arms': arms}
+    if arms != run.arms and 'arms_sha256' in asked:
+        wider['arms_sha256'] = asked['arms_sha256']
     if (run.folder / 'results.json').exists() and wider == run.info:
         return
     _refuse_other_versions(run)
@@ -433,11 +437,12 @@ def _check_counts(manifest: Manifest, settings: Settings) -> None:
         )
 
 # %% ../../nbs/study/run.ipynb #e234fae5
-def _asked(manifest: Manifest, settings: Settings, device: str) -> dict[str, Any]:
+def _asked(manifest: Manifest, settings: Settings, device: str, arms_file: str | Path | None) -> dict[str, Any]:
     "What must be the same if a run goes on; the settings have the classes of the manifest."
     settings = dataclasses.replace(settings, classes=_manifest_classes(manifest, settings))
     as_stored = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return {'settings': as_stored, 'data_checksum': manifest.checksum, 'device': device}
+    of_user = {'arms_sha256': _checksum(Path(arms_file).read_bytes())} if arms_file else {}
+    return {'settings': as_stored, 'data_checksum': manifest.checksum, 'device': device, **of_user}
 
 # %% ../../nbs/study/run.ipynb #f74fcb86
 def start_run(
@@ -448,10 +453,11 @@ def start_run(
     device: str = 'cpu',
     arms: Iterable[str] = PAPER_ARMS,  # names in `ARMS`; further ones than before extend the run
     folds: pd.DataFrame | None = None,  # as `fold_table` makes them; None makes them
+    arms_file: str | Path | None = None,  # the user's file that some of the arms are from
     **about: Any,  # further facts for the record, such as the preset's name
 ) -> Run:
     "Start a run, or open the same run again. Raises `InputError` if another one is there, or for bad input."
-    arms, asked = [arm for arm in task_graph(arms) if arm in ARMS], _asked(manifest, settings, device)
+    arms, asked = [arm for arm in task_graph(arms) if arm in ARMS], _asked(manifest, settings, device, arms_file)
     folder, made = Path(folder), fold_table(manifest, settings, repeats) if folds is None else folds
     check_folds(made)
     if (folder / 'run.json').exists():
@@ -459,7 +465,7 @@ def start_run(
         _refuse_other_run(run, asked)
         if folds is not None:
             _refuse_other_folds(run, folds)
-        _continue_run(run, made, arms)
+        _continue_run(run, made, arms, asked)
     else:
         if folds is None:
             _check_counts(manifest, settings)

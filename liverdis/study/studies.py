@@ -338,6 +338,6 @@ def run_study(
         where: dict[str, Any] = {'jobs': jobs, 'device': device, 'scheduler': scheduler, 'on_progress': told('oracle')}
         weights, facts['oracle_accuracy'] = _oracle(study, folder, inputs[1], set(inputs[0].df.case_id), **where)
     with ExitStack() as stack:
-        runs = _open_runs(stack, study, folder, inputs, weights, device=device, arms=arms)
+        runs = _open_runs(stack, study, folder, inputs, weights, device=device, arms=arms, arms_file=arms_file)
         finish_runs(list(runs.values()), jobs, told(''), arms_file, scheduler)
     return collect_study(folder / 'results', study, runs, **facts)
