@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'CLASS_COLOURS', 'LIVER_WINDOW', 'show_hu', 'InputError', 'brief', 'show_refusal', 'os_errors',
-           'write_atomic', 'alone_in', 'csv_text', 'plain_text']
+           'write_atomic', 'alone_in', 'csv_text', 'plain_text', 'read_cases']
 
 # %% ../nbs/core.ipynb #7f105fc7
 import os
@@ -159,3 +159,13 @@ def plain_text(
 ) -> str:
     "The text of a cell."
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+# %% ../nbs/core.ipynb #textids002
+_NAMES = dict.fromkeys(('case_id', 'patient_id', 'arm', 'variant'), str)
+
+
+def read_cases(
+    path: str | Path,  # CSV of folds or predictions
+) -> pd.DataFrame:
+    "A table about cases, names as text."
+    return pd.read_csv(path, converters=_NAMES)

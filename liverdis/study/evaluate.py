@@ -16,7 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from sklearn.metrics import cohen_kappa_score, f1_score, matthews_corrcoef, recall_score
 
-from ..core import CLASSES, InputError
+from ..core import CLASSES, InputError, read_cases
 
 # %% ../../nbs/study/evaluate.ipynb #8ab400ae
 PROBABILITIES = tuple(f'p_{c}' for c in CLASSES)
@@ -92,8 +92,7 @@ def read_predictions(
     path: str | Path,  # a run's predictions.csv
 ) -> pd.DataFrame:  # columns `PREDICTION_COLUMNS`; a case once per repeat and arm
     "Predictions with all arms on the same cases. Raises `InputError` naming the file and what is wrong."
-    df = pd.read_csv(path, dtype={'case_id': str, 'patient_id': str})
-    return check_predictions(df, Path(path).name)
+    return check_predictions(read_cases(path), Path(path).name)
 
 # %% ../../nbs/study/evaluate.ipynb #2f4e0d9b
 def accuracies(

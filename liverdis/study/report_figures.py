@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from ..cohort.ct import window
 from ..cohort.roi import RoiFile
-from ..core import CLASS_COLOURS
+from ..core import CLASS_COLOURS, read_cases
 from ..settings import Settings
 from .evaluate import confusion, draw_confusion, reliability
 from .paper_figures import show_framed
@@ -113,7 +113,7 @@ def case_images(
     rois, folds = Path(folder) / 'rois.npy', Path(folder) / 'folds.csv'
     if not (rois.exists() and folds.exists()):
         return {}
-    table, stored = pd.read_csv(folds, dtype={'case_id': str}), RoiFile(rois)
+    table, stored = read_cases(folds), RoiFile(rois)
     ids = list(table[table.repeat == 0].case_id)
     hu = {case: stored[[ids.index(case)]][0, 0] for case in cases if case in ids}
     return {case: window(region, settings.window_centre, settings.window_width) for case, region in hu.items()}

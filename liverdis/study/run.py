@@ -33,7 +33,7 @@ import liverdis
 from ..cohort.folds import make_folds
 from ..cohort.manifest import Manifest, verify_files
 from ..cohort.roi import RoiFile, load_rois
-from ..core import CLASSES, InputError, write_atomic
+from ..core import CLASSES, InputError, read_cases, write_atomic
 from ..method.arms import ARMS, GENERATORS, chosen_arms, classifier_network
 from ..settings import PRESETS, Settings, settings_from_dict
 
@@ -161,7 +161,7 @@ _START_AGAIN = 'delete the folder and start again, or choose another --out'
 
 def _read_folds(folder: Path, repeat: int) -> pd.DataFrame:
     "The rows of one repeat in `folds.csv`."
-    table = pd.read_csv(folder / 'folds.csv', dtype={'case_id': str, 'patient_id': str})
+    table = read_cases(folder / 'folds.csv')
     return table[table.repeat == repeat].reset_index(drop=True)
 
 

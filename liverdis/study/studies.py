@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ..cohort.manifest import Manifest, save_manifest
-from ..core import CLASSES, InputError, write_atomic
+from ..core import CLASSES, InputError, read_cases, write_atomic
 from ..method.arms import GENERATORS, with_own_arms
 from ..settings import Settings, preset
 from .evaluate import check_predictions
@@ -219,7 +219,7 @@ def collect_study(
 ) -> pd.DataFrame:  # the predictions of all variants, with a column `variant`
     "Write `predictions.csv.gz`, `measures.csv` and `study.json`."
     folder = Path(folder)
-    tables = {name: pd.read_csv(run.folder / 'predictions.csv', dtype={'case_id': str}) for name, run in runs.items()}
+    tables = {name: read_cases(run.folder / 'predictions.csv') for name, run in runs.items()}
     table = pd.concat(tables, names=['variant']).reset_index('variant').reset_index(drop=True)
     folder.mkdir(parents=True, exist_ok=True)
     compression = {'method': 'gzip', 'mtime': 0}  # the same bytes for the same numbers
@@ -235,9 +235,8 @@ def study_predictions(
     folder: str | Path,  # results of a study
 ) -> dict[str, pd.DataFrame]:  # variant's name to predictions, '' for the study itself
     "The predictions of each variant. `InputError` for a table that is not complete."
-    path, text = Path(folder) / 'predictions.csv.gz', {'case_id': str, 'patient_id': str}
-    table = pd.read_csv(path, dtype=text, na_filter=False)
-    tables = {name: d.reset_index(drop=True) for name, d in table.groupby('variant', sort=False)}
+    path = Path(folder) / 'predictions.csv.gz'
+    tables = {name: d.reset_index(drop=True) for name, d in read_cases(path).groupby('variant', sort=False)}
     return {name: check_predictions(d, f'{path}: {name}') for name, d in tables.items()}
 
 
