@@ -83,7 +83,7 @@ def task_seed(
     fold: int,  # from 1; 0 is for the folds themselves
     kind: str,  # of the task
 ) -> int:
-    "The seed of one task; all arms of a fold share one."
+    "The seed of one task; all arms of a fold share one, and with it the order of cases."
     stream = 0 if kind in ARMS else _STREAMS.get(kind) or 4 + zlib.crc32(kind.encode())
     return int(np.random.SeedSequence([seed, repeat, fold, stream]).generate_state(1)[0])
 
@@ -368,8 +368,8 @@ def _refuse_other_run(run: Run, asked: dict[str, Any]) -> None:
     had = run.info
     differs = [f'settings.{k}' for k, v in asked['settings'].items() if had['settings'].get(k) != v]
     differs += [k for k in ('data_checksum', 'device') if had[k] != asked[k]]
-    if had.get('arms_sha256', now := asked.get('arms_sha256')) != (now or had.get('arms_sha256')):
-        differs += ['the file of arms']
+    of_user = {facts['arms_sha256'] for facts in (had, asked) if 'arms_sha256' in facts}
+    differs += ['the file of arms'] if len(of_user) > 1 else []
     if differs:
         raise InputError(
             f"{run.folder}: holds a run that differs in {', '.join(differs)}: "
