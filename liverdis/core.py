@@ -9,7 +9,7 @@ __all__ = ['CLASSES', 'CLASS_COLOURS', 'LIVER_WINDOW', 'show_hu', 'InputError', 
 # %% ../nbs/core.ipynb #7f105fc7
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,17 +96,15 @@ def os_errors(
 # %% ../nbs/core.ipynb #43292cb3
 def _put(path: Path, content: bytes, private: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
+    part, mode = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part'), 0o600 if private else 0o666
     try:
-        with open(handle, 'wb') as f:
+        with open(part, 'xb', opener=lambda name, flags: os.open(name, flags, mode)) as f:
             f.write(content)
             f.flush()
-            os.fsync(handle)
-        if not private:
-            os.chmod(part, 0o644)
+            os.fsync(f.fileno())
         os.replace(part, path)
     except BaseException:  # Ctrl-C too
-        os.unlink(part)
+        part.unlink(missing_ok=True)
         raise
 
 # %% ../nbs/core.ipynb #01b0f6cb
