@@ -8,6 +8,7 @@ __all__ = ['Watch', 'Progress', 'run_task', 'progress', 'default_jobs', 'Job', '
 
 # %% ../../nbs/study/experiment.ipynb #2fb9511c
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
@@ -601,7 +602,8 @@ def _figure_arrays(run: Run, per_class: int = 6) -> dict[str, np.ndarray]:
 def _save_figures(run: Run) -> None:
     arrays: dict[str, Any] = _figure_arrays(run)
     small = {k: a.astype(np.float16) if a.dtype == np.float32 else a for k, a in arrays.items()}
-    np.savez_compressed(run.folder / 'figures.npz', **small)
+    np.savez_compressed(packed := io.BytesIO(), **small)
+    write_atomic(run.folder / 'figures.npz', packed.getvalue())
 
 # %% ../../nbs/study/experiment.ipynb #1cf8c9eb
 def collect(

@@ -7,6 +7,7 @@ __all__ = ['POOL_SEED', 'ORACLE_SCALE', 'Study', 'load_study', 'Variant', 'varia
            'train_oracle', 'machine', 'collect_study', 'study_predictions', 'cohort_predictions', 'run_study']
 
 # %% ../../nbs/study/studies.ipynb #ec04cb00
+import io
 import json
 import os
 import sys
@@ -221,9 +222,10 @@ def collect_study(
     folder = Path(folder)
     tables = {name: read_cases(run.folder / 'predictions.csv') for name, run in runs.items()}
     table = pd.concat(tables, names=['variant']).reset_index('variant').reset_index(drop=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    compression = {'method': 'gzip', 'mtime': 0}  # the same bytes for the same numbers
-    table.to_csv(folder / 'predictions.csv.gz', index=False, float_format='%.4f', compression=compression)
+    packed, name = io.BytesIO(), 'predictions.csv.gz'
+    compression = {'method': 'gzip', 'mtime': 0, 'filename': name}  # the same bytes for the same numbers
+    table.to_csv(packed, index=False, float_format='%.4f', compression=compression)
+    write_atomic(folder / name, packed.getvalue())
     measures = [{'variant': name, **row} for name, run in runs.items() for row in _measures(run)]
     write_atomic(folder / 'measures.csv', pd.DataFrame(measures).to_csv(index=False, float_format='%.5g'))
     info = {'study': asdict(study), **facts, 'variants': {name: _provenance(run) for name, run in runs.items()}}
