@@ -30,7 +30,8 @@ _PositiveInt = Annotated[int, Field(gt=0)]
 _Positive = Annotated[float, Field(gt=0)]
 _NotNegative = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
-_Widths = tuple[_PositiveInt, ...]
+_Widths = Annotated[tuple[_PositiveInt, ...], Field(min_length=1)]
+_DecoderWidths = Annotated[_Widths, Field(min_length=3)]  # an upsampling follows each of the first three
 
 
 def _in_order(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -96,7 +97,7 @@ class NetworkSettings:
     )
     code_size: _PositiveInt = _paper(256, 'Table 1: the encoder ends in Dense 256')
     hidden: _PositiveInt = _paper(256, 'Table 1: classifier and adversary, Dense 256 twice')
-    decoder_widths: _Widths = _paper(
+    decoder_widths: _DecoderWidths = _paper(
         (1024, 256, 64, 64),
         'Table 1; a x2 upsampling follows each of the first three (four or five would overshoot 128)',
     )

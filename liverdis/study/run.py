@@ -444,6 +444,14 @@ def _asked(manifest: Manifest, settings: Settings, device: str, arms_file: str |
     of_user = {'arms_sha256': _checksum(Path(arms_file).read_bytes())} if arms_file else {}
     return {'settings': as_stored, 'data_checksum': manifest.checksum, 'device': device, **of_user}
 
+# %% ../../nbs/study/run.ipynb #metasizes2
+def _check_sizes(settings: Settings, graph: Iterable[str]) -> None:
+    "`InputError` if regions of this size cannot pass through the networks of the tasks."
+    with torch.device('meta'):
+        classifier_network(settings)
+        for generator in (GENERATORS[kind] for kind in graph if kind in GENERATORS):
+            generator.model(generator.settings(settings))
+
 # %% ../../nbs/study/run.ipynb #f74fcb86
 def start_run(
     folder: str | Path,  # made if missing; the run goes on if the folder holds the same one
@@ -460,6 +468,7 @@ def start_run(
     arms, asked = [arm for arm in task_graph(arms) if arm in ARMS], _asked(manifest, settings, device, arms_file)
     folder, made = Path(folder), fold_table(manifest, settings, repeats) if folds is None else folds
     check_folds(made)
+    _check_sizes(settings, task_graph(arms))
     if (folder / 'run.json').exists():
         run = Run(folder)
         _refuse_other_run(run, asked)
