@@ -21,6 +21,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
+from .learner import Hooked
+
 # %% ../../nbs/method/rivals.ipynb #4a6efda1
 def probabilities(
     y: torch.Tensor,  # (B,) labels, or already (B,K)
@@ -55,7 +57,7 @@ def mixing_places(
     return [m for m in encoder.modules() if isinstance(m, nn.ReLU)]
 
 # %% ../../nbs/method/rivals.ipynb #ee0b1ad6
-class ManifoldMixup(Callback):
+class ManifoldMixup(Hooked):
     "Mixes each training batch at its input, a convolution or the code, chosen at random (Verma et al., ICML 2019)."
 
     run_valid, order = False, MixUp.order
@@ -75,15 +77,15 @@ class ManifoldMixup(Callback):
         if self.place is None:
             self.learn.xb = (self.mix(self.x),)
         else:
-            self.hook = self.place.register_forward_hook(self._mix_once)
+            self.hook(self.place.register_forward_hook(self._mix_once))
 
     def mix(self, h: torch.Tensor) -> torch.Tensor:
         "A share of each item, and the rest of its partner."
         return torch.lerp(h[self.partner], h, self.share)
 
     def _mix_once(self, layer, inputs, output):
-        self.hook.remove()
-        return self.mix(output)
+        self.hook()
+        return self.mix(output) if layer.training else output
 
 # %% ../../nbs/method/rivals.ipynb #52a17de3
 def zeta_weights(

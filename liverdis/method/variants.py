@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
 from fastai.callback.training import CastToTensor
 from torch import nn
 
 from .disentangle import Disentangler, swap
+from .learner import Hooked
 from .mixture import CodeBank, MixtureLabels, ProportionSampler, mixing_proportions
 
 # %% ../../nbs/method/variants.ipynb #80b04248
@@ -55,7 +55,7 @@ class AgreeingMixtures(MixtureLabels):
         return images[agrees], w[agrees]
 
 # %% ../../nbs/method/variants.ipynb #8c625a2e
-class SplitStatistics(Callback):
+class SplitStatistics(Hooked):
     "BatchNorm layers normalise synthetic images apart from real ones in training; running averages are of real ones."
 
     def __init__(
@@ -67,23 +67,18 @@ class SplitStatistics(Callback):
     def before_fit(self) -> None:
         "Hook on to every BatchNorm layer."
         layers = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm1d)]
-        self._hooks = [m.register_forward_pre_hook(self._hold_back) for m in layers]
-        self._hooks += [m.register_forward_hook(self._append) for m in layers]
+        apart = [m.register_forward_pre_hook(self._hold_back) for m in layers]
+        self.hook(*apart, *(m.register_forward_hook(self._append) for m in layers))
 
     def _hold_back(self, layer, inputs):
-        self._held = inputs[0][self.n_real() :] if self.training else None
-        return (inputs[0][: self.n_real()],) if self.training else None
+        self._held = inputs[0][self.n_real() :] if layer.training else None
+        return (inputs[0][: self.n_real()],) if layer.training else None
 
     def _append(self, layer, inputs, output):
         if self._held is None or not len(self._held):
             return output
         apart = F.batch_norm(self._held, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
         return torch.cat([output, apart])
-
-    def after_fit(self) -> None:
-        "Take the hooks off."
-        for hook in self._hooks:
-            hook.remove()
 
 # %% ../../nbs/method/variants.ipynb #74d64f34
 def mixed_codes(
@@ -116,7 +111,7 @@ def extrapolated_codes(
     return make
 
 # %% ../../nbs/method/variants.ipynb #b575e74a
-class CodeMixtures(Callback):
+class CodeMixtures(Hooked):
     "Adds to the codes of each training batch, inside the network, those that `make` makes of them."
 
     run_valid, order = False, CastToTensor.order + 1
@@ -129,7 +124,7 @@ class CodeMixtures(Callback):
 
     def before_fit(self) -> None:
         "Hook on to the encoder."
-        self._hook = self.model[0].register_forward_hook(self._extend)
+        self.hook(self.model[0].register_forward_hook(self._extend))
 
     def before_batch(self) -> None:
         "All targets become probabilities."
@@ -137,12 +132,8 @@ class CodeMixtures(Callback):
         self.learn.yb = (F.one_hot(self.y, self.dls.c).float(),)
 
     def _extend(self, encoder, inputs, codes):
-        if not self.training:
+        if not encoder.training:
             return codes
         made, targets = self.make(codes, self._labels)
         self.learn.yb = (torch.cat([self.yb[0], targets]),)
         return torch.cat([codes, made])
-
-    def after_fit(self) -> None:
-        "Take the hook off."
-        self._hook.remove()
