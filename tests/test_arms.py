@@ -1,4 +1,4 @@
-"""What every arm promises: a fit that was stopped leaves the Learner usable."""
+"""What every arm promises: a fit that was stopped goes on to the same numbers, or leaves the Learner usable."""
 
 import copy
 
@@ -10,9 +10,10 @@ from liverdis.core import CLASSES
 from liverdis.method.arms import ARMS, GENERATORS, ArmFold
 from liverdis.method.data import dataloaders, phantom_fold
 from liverdis.settings import preset
-from liverdis.study.training import Checkpoint, seed_all
+from liverdis.study.training import Checkpoint, resumable_fit, seed_all
 
 S = preset("smoke")
+EPOCHS = 2
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,26 @@ class Stop(Callback):
     def stop(self):
         if self.training and self.epoch == 1:
             raise KeyboardInterrupt
+
+
+def fitted(arm, fold, folder, stop=False):
+    "The weights of the last epoch, and the history"
+    seed_all(5)
+    learn = ARMS[arm].learner(fold())
+    learn.add_cb(Stop("after_pred")) if stop else None
+    state = resumable_fit(learn, EPOCHS, S.classifier_lr, folder, 5, one_cycle=True, best=False).state
+    return state["kept"], [{k: v for k, v in row.items() if k != "time"} for row in state["history"]]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_stopped_arm_goes_on_to_the_same_numbers(arm, fold, tmp_path):
+    straight = fitted(arm, fold, tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(arm, fold, tmp_path / "stopped", stop=True)
+    torch.rand(9)
+    resumed = fitted(arm, fold, tmp_path / "stopped")
+    assert resumed[1] == straight[1]
+    assert all(torch.equal(w, straight[0][name]) for name, w in resumed[0].items())
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -44,10 +44,10 @@ from .vae import ConditionalVAE, interpolations, vae_learner
 from liverdis.method.variants import (
     AgreeingMixtures,
     CodeMixtures,
+    MixedCodes,
     ResidualMixtures,
     SplitStatistics,
     extrapolated_codes,
-    mixed_codes,
     reconstructions,
     swaps,
 )
@@ -291,7 +291,7 @@ def code_mix(fold: ArmFold) -> Learner:
     "codes mixed inside the classifier that is being trained; nothing is decoded"
     s = fold.settings
     sampler = ProportionSampler(s.mixture_alpha, len(s.classes), fold.seed, fold.dls.device)
-    return classifier_learner(fold.dls, s, cbs=[CodeMixtures(mixed_codes(sampler))])
+    return classifier_learner(fold.dls, s, cbs=[MixedCodes(sampler)])
 
 
 @arm

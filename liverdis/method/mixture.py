@@ -70,7 +70,7 @@ def _nearest(c, codes, half_sq_norms, block):
 
 # %% ../../nbs/method/mixture.ipynb #6dc335c5
 class ProportionSampler:
-    "Mixing proportions from a Dirichlet distribution over all classes, the same in the same epoch."
+    "Mixing proportions from a Dirichlet distribution over all classes, the same after the same `restart`."
 
     def __init__(
         self,
@@ -101,6 +101,14 @@ class ProportionSampler:
         w, self.drawn = self.drawn[:n], self.drawn[n:]
         w, surplus = w[:, :-1], w[:, -1:]
         return torch.lerp(w, F.one_hot(y, self.n_classes).to(w), surplus) if self.favour else w
+
+    def state_dict(self) -> dict:
+        "What is drawn and not used, and where the generator stands."
+        return {'drawn': self.drawn, 'rng': self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict) -> None:
+        "Go on from there."
+        self.drawn, self.rng.bit_generator.state = state['drawn'].to(self.device), state['rng']
 
 # %% ../../nbs/method/mixture.ipynb #ca5028bf
 def mixing_proportions(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reconstructions', 'swaps', 'ResidualMixtures', 'AgreeingMixtures', 'SplitStatistics', 'mixed_codes',
-           'extrapolated_codes', 'CodeMixtures']
+           'extrapolated_codes', 'CodeMixtures', 'MixedCodes']
 
 # %% ../../nbs/method/variants.ipynb #275e7c14
 from collections.abc import Callable
@@ -137,3 +137,22 @@ class CodeMixtures(Hooked):
         made, targets = self.make(codes, self._labels)
         self.learn.yb = (torch.cat([self.yb[0], targets]),)
         return torch.cat([codes, made])
+
+# %% ../../nbs/method/variants.ipynb #mixcodes2
+class MixedCodes(CodeMixtures):
+    "Adds to the codes of each training batch mixtures of them; the proportions go on from a checkpoint."
+
+    def __init__(
+        self,
+        sampler: ProportionSampler,
+    ):
+        super().__init__(mixed_codes(sampler))
+        self.sampler = sampler
+
+    def state_dict(self) -> dict:
+        "That of the sampler."
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        "Go on from a checkpoint."
+        self.sampler.load_state_dict(state)
