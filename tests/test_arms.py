@@ -1,11 +1,15 @@
 """What every arm promises: a fit that was stopped goes on to the same numbers, or leaves the Learner usable."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from fastai.callback.core import Callback
 
+from liverdis.cohort.manifest import load_manifest
 from liverdis.core import CLASSES
 from liverdis.method.arms import ARMS, GENERATORS, ArmFold
 from liverdis.method.data import dataloaders, phantom_fold
@@ -71,3 +75,49 @@ def test_stopped_learner_can_be_used(arm, fold):
         assert learn.model.eval()(x).shape == (5, len(CLASSES))
         learn.fit(1, S.classifier_lr)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
+
+
+OWN = '''
+from liverdis.method.arms import arm
+from liverdis.method.disentangle import classifier_learner
+
+
+@arm(needs="disentangle")
+def own_one(fold):
+    "baseline by another name"
+    return classifier_learner(fold.dls, fold.settings)
+'''
+TRAIN = """
+import sys
+from liverdis.cohort.manifest import load_manifest
+from liverdis.method.arms import load_arms
+from liverdis.study.experiment import run_task
+from liverdis.study.run import Task, start_run
+from liverdis.use.trained import EXAMPLE, example_run
+
+folder, file = sys.argv[1:]
+load_arms(file)
+example_run(folder)
+start_run(folder, load_manifest(f"{folder}/phantom/manifest.csv"), EXAMPLE, arms=["own-one"])
+run_task(folder, Task(0, 1, "own-one"), file)
+"""
+
+
+def test_a_run_with_an_arm_of_ones_own_can_be_used_later(tmp_path):
+    "By processes that know nothing of the arm; its own classifiers ask for its file"
+    run, file = tmp_path / "run", tmp_path / "mine.py"
+    file.write_text(OWN)
+    subprocess.run([sys.executable, "-c", TRAIN, run, file], check=True)
+    row = load_manifest(run / "phantom" / "manifest.csv").df.iloc[0]
+    image, outline = (run / "phantom" / path for path in (row.image_path, row.annotation_path))
+    predict = [Path(sys.executable).with_name("liverdis"), "predict", run, image, "--annotation", outline]
+    predict += ["--segment", row.segment]
+    said = {
+        options: subprocess.run([*predict, *options], capture_output=True, text=True)
+        for options in ((), ("--arm", "own-one"), ("--arm", "own-one", "--arms", file))
+    }
+    without, refused, own = said.values()
+    assert without.returncode == own.returncode == 0, without.stderr + own.stderr
+    assert all("nearest training lesions" in r.stdout for r in (without, own))
+    assert refused.returncode == 2 and "--arms FILE.py" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1

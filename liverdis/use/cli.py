@@ -690,6 +690,9 @@ _SegmentOption = Annotated[
     str, typer.Option(help='which outline in the file: segment or ROI number, label value, lesion id')
 ]
 _FrameOption = Annotated[int | None, typer.Option(min=0, help='which slice, from 0, in a DICOM file of many')]
+_OwnArmsOption = Annotated[
+    Path | None, typer.Option('--arms', metavar='FILE.py', help='file of your own arms, which is executed, for --arm')
+]
 _FigureOption = Annotated[
     Path | None, typer.Option(help='picture to write: slice, look-map, probabilities, neighbours (png, pdf or svg)')
 ]
@@ -713,16 +716,20 @@ def predict(
     segment: _SegmentOption = '',
     frame: _FrameOption = None,
     arm: Annotated[str, typer.Option(help='whose classifiers: an arm of the run')] = 'proposed',
+    arms: _OwnArmsOption = None,
     figure: _FigureOption = None,
     dicom: _DicomOption = None,
     as_json: Annotated[bool, typer.Option('--json', help='print the answer as JSON, for programs')] = False,
 ) -> None:
     "Class probabilities for one lesion on one slice. Research use only, not a medical device."
+    from liverdis.method.arms import load_arms
     from liverdis.study.run import Run
     from liverdis.use import predict as p
     from liverdis.use.structured_report import write_structured_report
 
     _check_figure(figure)
+    if arms:
+        load_arms(arms)
     answer = p.predict(run, image, annotation, segment, arm, frame)
     why = p.explain(run, answer, arm)
     if as_json:

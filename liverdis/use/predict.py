@@ -197,7 +197,7 @@ def _look(run: Run, p: Prediction, arm: str) -> np.ndarray | None:
 def _folds(run: Run) -> list[TrainedFold]:
     "The folds of the first repeat whose encoders are trained."
     generators = [Task(0, fold, 'disentangle') for fold in range(1, run.info['n_folds'] + 1)]
-    return [open_fold(run.folder, t.fold) for t in generators if 'disentangle' in run.graph and run.done(t)]
+    return [open_fold(run.folder, t.fold) for t in generators if run.done(t)]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ __all__ = ['EXAMPLE', 'standardised', 'TrainedFold', 'load_network', 'open_fold'
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..core import CLASSES, InputError, brief
-from ..method.arms import GENERATORS
+from ..method.arms import ARMS, GENERATORS
 from ..method.data import load_split
 from ..method.disentangle import Disentangler, encode, mean_and_spread
 from ..settings import preset
@@ -75,6 +76,8 @@ def load_network(
     task: Task,  # finished
 ) -> Any:  # in evaluation mode
     "The network of a task, if its record says that it is this task's. Raises `InputError`."
+    if task.kind not in {*ARMS, *GENERATORS, 'swap_classifier'}:
+        raise InputError(f"{run.folder}: '{task.kind}' is an arm of a file of your own; load it first (--arms FILE.py)")
     record, where = run.record(task), f'{run.folder}/weights/{task.name}'
     if (kind := record.get('task', {}).get('kind')) != task.kind:
         raise InputError(f"{where}.json: is the record of '{kind}'; train this task again")
@@ -88,9 +91,11 @@ def load_network(
 # %% ../../nbs/use/trained.ipynb #9668d73c
 def _generator_task(run: Run, fold: int, repeat: int, generator: str) -> Task:
     "The task that trained a generator; `InputError` if there is none."
-    known = [g.name for g in GENERATORS.values() if g.has_codes and g.name in run.graph]
+    folds = list(product(range(run.info['repeats']), range(1, run.info['n_folds'] + 1)))
+    coded = [g.name for g in GENERATORS.values() if g.has_codes]
+    known = [name for name in coded if any(run.done(Task(*which, name)) for which in folds)]
     if not known:
-        raise InputError(f"{run.folder}: trained no generator with two codes; run it with the arm 'proposed'")
+        raise InputError(f"{run.folder}: has trained no generator with two codes; run it with the arm 'proposed'")
     if generator not in known:
         raise InputError(f"{run.folder}: has no generator '{generator}'; it has {', '.join(known)}")
     task = Task(repeat, fold, generator)
