@@ -684,12 +684,18 @@ def export(
 
 # %% ../../nbs/use/cli.ipynb #5bc23fd6
 _OutlineOption = Annotated[
-    Path, typer.Option(help='outline of the lesion: SEG, RTSTRUCT, DICOM or PNG mask, NIfTI, CSV of boxes or polygons')
+    Path,
+    typer.Option(
+        help='outline of the lesion: SEG, RTSTRUCT, DICOM mask, NIfTI, NRRD, MetaImage, PNG, TIFF, JPEG, '
+        'CSV of boxes or polygons'
+    ),
 ]
 _SegmentOption = Annotated[
     str, typer.Option(help='which outline in the file: segment or ROI number, label value, lesion id')
 ]
-_FrameOption = Annotated[int | None, typer.Option(min=0, help='which slice, from 0, in a DICOM file of many')]
+_FrameOption = Annotated[
+    int | None, typer.Option(min=0, help='which slice, from 0, in a volume or a DICOM file of many')
+]
 _OwnArmsOption = Annotated[
     Path | None, typer.Option('--arms', metavar='FILE.py', help='file of your own arms, which is executed, for --arm')
 ]
@@ -711,7 +717,7 @@ def _check_figure(path: Path | None) -> None:
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help='folder of a finished run')],
-    image: Annotated[Path, typer.Argument(help='DICOM file of one CT slice')],
+    image: Annotated[Path, typer.Argument(help='CT slice: DICOM, or NIfTI, NRRD or MetaImage with --frame')],
     annotation: _OutlineOption,
     segment: _SegmentOption = '',
     frame: _FrameOption = None,
@@ -725,6 +731,7 @@ def predict(
     from liverdis.method.arms import load_arms
     from liverdis.study.run import Run
     from liverdis.use import predict as p
+    from liverdis.use.figures import write_picture
     from liverdis.use.structured_report import write_structured_report
 
     _check_figure(figure)
@@ -737,7 +744,7 @@ def predict(
     else:
         _say_prediction(answer, why, arm, trained_on=Run(run).info.get('data', ''))
     if figure:
-        p.draw_evidence(answer, why, Run(run).settings).savefig(figure, dpi=120)
+        write_picture(p.draw_evidence(answer, why, Run(run).settings), figure, dpi=120)
     if dicom:
         write_structured_report(answer, image, annotation, dicom, segment, frame)
         print(f'{dicom}: names the patient as {image} does', file=sys.stderr)

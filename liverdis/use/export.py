@@ -7,7 +7,6 @@ __all__ = ['OPSET', 'Exportable', 'exportables', 'to_onnx', 'halve', 'export_onn
 
 # %% ../../nbs/use/export.ipynb #080613cb
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..core import InputError
+from ..core import InputError, write_atomic
 from ..method.arms import ARMS
 from ..method.disentangle import Disentangler
 from ..study.run import Run, Task
@@ -159,15 +158,6 @@ def _facts(run: Run, task: Task) -> dict[str, str]:
         'use': 'research only, not a medical device',
     }
 
-# %% ../../nbs/use/export.ipynb #247f94dd
-def _write(model: 'ModelProto', path: Path) -> Path:
-    "Write a model as one file, whole or not at all; returns where."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
-    part.write_bytes(model.SerializeToString())
-    os.replace(part, path)
-    return path
-
 # %% ../../nbs/use/export.ipynb #12ad1d1d
 def export_onnx(
     folder: str | Path,  # of a run
@@ -181,5 +171,6 @@ def export_onnx(
     run, written = Run(folder), []
     for name, network in exportables(run, fold, repeat, arm).items():
         model = to_onnx(network, _facts(run, Task(repeat, fold, arm if name == 'classifier' else 'disentangle')))
-        written.append(_write(halve(model) if half else model, Path(out) / f'{name}.onnx'))
+        written.append(Path(out) / f'{name}.onnx')
+        write_atomic(written[-1], (halve(model) if half else model).SerializeToString())
     return written

@@ -7,6 +7,7 @@ __all__ = ['RESEARCH', 'outline', 'write_structured_report']
 
 # %% ../../nbs/use/structured_report.ipynb #de8716e2
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 import highdicom as hd
@@ -20,16 +21,21 @@ from skimage.measure import find_contours
 from ..cohort.annotation.readers import read_mask
 from ..cohort.ct import read_dicom, read_slice
 from ..cohort.volumes import is_volume
-from ..core import InputError
+from ..core import InputError, write_atomic
 from .predict import Prediction, annotation_kind
 
 # %% ../../nbs/use/structured_report.ipynb #8ed2561e
+def _area(line: np.ndarray) -> float:
+    "What a closed line `(n,2)` encloses, in pixels."
+    (y, x), (y_next, x_next) = line[:-1].T, line[1:].T
+    return abs(float(y @ x_next - x @ y_next)) / 2
+
+
 def outline(
     mask: np.ndarray,  # (H,W), not empty
 ) -> np.ndarray:  # (n,2) column and row, closed; the first pixel's corner is 0
     "The outline of the largest part of a mask."
-    lines = find_contours(np.pad(mask > 0, 1).astype(float), 0.5)
-    return max(lines, key=len)[:, ::-1] - 0.5
+    return max(find_contours(np.pad(mask > 0, 1).astype(float), 0.5), key=_area)[:, ::-1] - 0.5
 
 
 def _region(ds: Dataset, line: np.ndarray, frame: int | None) -> sr.ImageRegion:
@@ -96,7 +102,7 @@ def write_structured_report(
     p: Prediction,
     image: str | Path,  # DICOM, from which the prediction was made, and so the others
     annotation: str | Path,
-    out: str | Path,  # file to write
+    out: str | Path,  # file to write; its folder is made when missing
     segment: str = '',
     frame: int | None = None,
 ) -> None:
@@ -106,4 +112,5 @@ def write_structured_report(
     ds, ct = read_dicom(image), read_slice(image, frame)
     line = outline(read_mask(annotation, annotation_kind(annotation), segment, ct))
     lesion = _lesion(p, _region(ds, line, frame), f'{len(p.probabilities)} classifiers')
-    _report(ds, lesion).save_as(out, enforce_file_format=True)
+    _report(ds, lesion).save_as(content := BytesIO(), enforce_file_format=True)
+    write_atomic(out, content.getvalue())
