@@ -102,6 +102,20 @@ def _refuse_liver(
             f"write the structures out, or add a line for it below, such as {csv_line(structure.name, 'liver')}"
         )
 
+# %% ../../nbs/cohort/labels.ipynb #c1de5c02
+def _refuse_part(
+    structure: Named,
+    pattern: str,
+    label: str,
+) -> None:
+    "`LabelError` if a rule makes one lesion of a structure the liver."
+    if label == 'liver' and structure.number is not None:
+        whole = csv_line(structure.name, 'liver')
+        raise LabelError(
+            f"labels: {pattern!r} makes a part of {structure.name!r} the liver; label the whole structure ({whole}), "
+            "or the part with another word"
+        )
+
 # %% ../../nbs/cohort/labels.ipynb #1f6e5ca8
 @dataclass(frozen=True)
 class LabelRules:
@@ -122,9 +136,10 @@ class LabelRules:
         structure: Named,
         patients: tuple[str, ...],  # what the patient may be called
     ) -> str | None:  # a word of `LABELS`
-        "The label of a structure, None if no rule fits; `LabelError` for a pattern that makes a liver a lesion."
+        "The label of a structure, None if no rule fits; `LabelError` if it mistakes a liver for a lesion, or a part for it."
         if rule := self.deciding(structure, patients):
             _refuse_liver(structure, rule[0], rule[1])
+            _refuse_part(structure, rule[0], rule[1])
             return rule[1]
         return 'liver' if _LIVER.fullmatch(structure.name.strip()) else None
 

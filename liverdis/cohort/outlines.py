@@ -136,6 +136,18 @@ def _ask(
     reason = f"{len(unlabelled)} lesion(s) or organ(s) without a label{looks}"
     reading.to.skip(structure.key, path, reason, f"{structure.key},{words}", picture=picture)
 
+# %% ../../nbs/cohort/outlines.ipynb #c1de5c03
+def _without(
+    masks: dict[int, np.ndarray],
+    lesions: list[LesionMask],
+) -> dict[int, np.ndarray]:
+    "Masks, slice by slice, without some of their lesions."
+    kept = {rank: mask.copy() for rank, mask in masks.items()} if lesions else masks
+    for lesion in lesions:
+        for rank in case_slices(lesion, 'all'):
+            kept[rank] &= ~lesion.on(rank, kept[rank].shape)
+    return {rank: mask for rank, mask in kept.items() if mask.any()}
+
 # %% ../../nbs/cohort/outlines.ipynb #23a5a133
 def _add_lesions(
     reading: SeriesReading,
@@ -143,8 +155,8 @@ def _add_lesions(
     given: str | None,  # class that the file itself gives
     annotation: Annotation,
 ) -> None:
-    "Separate the lesions of a structure and label each of them."
-    unlabelled, name, path = {}, structure.name, annotation.paths[0]
+    "Separate the lesions of a structure, label each of them, and keep away from those that are not ignored."
+    unlabelled, ignored, name, path = {}, [], structure.name, annotation.paths[0]
     for mask in split_lesions(structure.masks):
         reading.counts[name] += 1
         named = reading.labeller.named(name, reading.counts[name])
@@ -154,6 +166,9 @@ def _add_lesions(
             reading.lesions.append(LabelledLesion(named, number, label, mask, path, notes))
         elif label is None:
             unlabelled[reading.counts[name]] = mask
+        elif label == 'ignore':
+            ignored.append(mask)
+    _unite(reading.avoid, _without(structure.masks, ignored))
     if unlabelled:
         _ask(reading, name, unlabelled, path)
 
@@ -180,10 +195,10 @@ def _add_structure(
         reading.to.skip(named.key, annotation.paths[0], 'is empty on the slices of its series')
     elif (label or given) == 'liver':
         _unite(reading.liver, structure.masks)
-    else:
+    elif (label or given) == 'avoid':
         _unite(reading.avoid, structure.masks)
-        if (label or given) != 'avoid':
-            _add_lesions(reading, structure, given, annotation)
+    else:
+        _add_lesions(reading, structure, given, annotation)
 
 # %% ../../nbs/cohort/outlines.ipynb #4378ab2a
 _BATCH_BYTES = 2**30  # of masks in memory
