@@ -69,7 +69,6 @@ class _Grid(NamedTuple):
     mask: bool
     identifiers: str  # of the patient; not the key, which may be a folder
     study: str
-    frame_of_reference: str
     series: str  # UID; else the file of a NIfTI volume, or the folder
     mask_folder: Path | None  # masks of one structure share a folder
     shape: tuple
@@ -83,7 +82,6 @@ def _grid(entry: SliceEntry) -> _Grid:
         mask=mask,
         identifiers=entry.shared.identifiers,
         study=entry.shared.study,
-        frame_of_reference=h.frame_of_reference,
         series=h.series_uid or str(h.path if is_volume(h.path) else h.path.parent),
         mask_folder=h.path.parent if mask else None,
         shape=h.shape,
