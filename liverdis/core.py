@@ -166,4 +166,5 @@ def read_cases(
     path: str | Path,  # CSV of folds or predictions
 ) -> pd.DataFrame:
     "A table about cases, names as text."
-    return pd.read_csv(path, converters=_NAMES)
+    table = pd.read_csv(path, dtype=_NAMES, keep_default_na=False, na_values=[''])
+    return table.fillna(dict.fromkeys(_NAMES, ''))

@@ -1,13 +1,15 @@
 """Studies and runs that must be refused, or must go on, whatever somebody changed between two commands."""
 
+import gzip
 from pathlib import Path
 
 import pytest
 
 from liverdis.core import InputError
-from liverdis.study.studies import POOL_SEED, Study, check_seeds, load_study, run_study, variants
+from liverdis.study.studies import POOL_SEED, Study, check_seeds, load_study, run_study, study_predictions, variants
 
 STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.toml"))
+RESULTS = STUDIES[0].parents[1] / "nbs" / "results"
 TINY = {"cohort": (8, 8, 8, 8), "classifier_epochs": 1, "disentangle_epochs": 1, "n_folds": 2}
 
 
@@ -36,3 +38,12 @@ def test_edited_study_does_not_keep_its_old_cohort(tmp_path):
         with pytest.raises(InputError, match="holds another phantom than is asked for.*--out"):
             run_study(Study("?", "smoke", **other), tmp_path, 1, device="cpu")
     assert (tmp_path / "cohort" / "manifest.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/predictions.csv.gz")), ids=lambda path: path.parent.name)
+def test_stored_studies_are_read_back_whole(path):
+    "The study itself is the variant without a name"
+    header, *lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    if not header.startswith("variant,"):
+        pytest.skip("older than variants")
+    assert list(study_predictions(path.parent)) == list(dict.fromkeys(line.split(",")[0] for line in lines))
