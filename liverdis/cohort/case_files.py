@@ -8,6 +8,7 @@ __all__ = ['IngestOptions', 'Case', 'diameter_mm', 'measure_case', 'case_picture
 # %% ../../nbs/cohort/case_files.ipynb #abb5a1b6
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydicom.valuerep import format_number_as_ds
 from scipy import ndimage
 
 from .ct import CTSlice, read_hu, upright, window, write_slice
@@ -23,6 +25,7 @@ from .manifest import file_checksum
 from .ownership import RECORD, discard
 from .roi import Box, bounding_box, crop, lesion_box
 from .scan import Series
+from .volumes import is_volume
 from ..core import LIVER_WINDOW, InputError
 from ..settings import Settings
 
@@ -88,11 +91,14 @@ def _uids(
     ct: CTSlice,
     pid: str,  # keyed id of the patient
     ids: Pseudonymizer,
+    src: Path,  # folder of the source
 ) -> dict[str, str]:
-    "Keyed UIDs; a slice, series or frame of reference without a UID gets one from its file or patient."
+    "Keyed UIDs; what has none gets one from the patient and the place in the source, wherever the source lies."
+    file = os.path.relpath(ct.path, src)
+    series = file if is_volume(ct.path) else os.path.dirname(file)
     return {
-        'SOPInstanceUID': ids.uid(ct.sop_uid or ct.where),
-        'SeriesInstanceUID': ids.uid(ct.series_uid or ct.path.parent),
+        'SOPInstanceUID': ids.uid(ct.sop_uid or f'{pid} {file} {ct.frame}'),
+        'SeriesInstanceUID': ids.uid(ct.series_uid or f'{pid} {series}'),
         'StudyInstanceUID': ids.uid(pid),
         'FrameOfReferenceUID': ids.uid(ct.frame_of_reference or pid),
     }
@@ -106,18 +112,31 @@ _DEIDENTIFIED = dict(
 )
 
 
+def _numbers(values: Iterable[float]) -> list[str]:
+    return [format_number_as_ds(float(v)) for v in values]
+
+
+def _geometry_tags(ct: CTSlice) -> dict[str, Any]:
+    "The DICOM attributes that say where a slice lies."
+    return dict(
+        PixelSpacing=_numbers(ct.spacing_mm),
+        SliceThickness=None if ct.thickness_mm is None else _numbers([ct.thickness_mm])[0],
+        ImagePositionPatient=_numbers(ct.position_mm or (0, 0, 0)),
+        ImageOrientationPatient=_numbers(ct.orientation or (1, 0, 0, 0, 1, 0)),
+    )
+
+# %% ../../nbs/cohort/case_files.ipynb #c94e1b70
 def _write_image(
     path: Path,  # file to write
     ct: CTSlice,
     pid: str,  # keyed id of the patient
     ids: Pseudonymizer,
+    src: Path,  # folder of the source
 ) -> None:
     "Write a slice as a new DICOM file of HU, geometry and keyed UIDs."
     patient = dict(PatientName=pid, PatientID=pid)
-    orientation = list(ct.orientation or (1, 0, 0, 0, 1, 0))
-    geometry = dict(SliceThickness=ct.thickness_mm, ImageOrientationPatient=orientation, RescaleIntercept=0)
-    hu, position = np.round(ct.hu.clip(-1024, 30000)), ct.position_mm or (0, 0, 0)
-    write_slice(path, hu, ct.spacing_mm, position, **patient, **_uids(ct, pid, ids), **geometry, **_DEIDENTIFIED)
+    tags = patient | _uids(ct, pid, ids, src) | _geometry_tags(ct) | _DEIDENTIFIED
+    write_slice(path, np.round(ct.hu.clip(-1024, 30000)), RescaleIntercept=0, **tags)
 
 # %% ../../nbs/cohort/case_files.ipynb #7e148719
 def case_picture(
@@ -220,7 +239,7 @@ def _write_case(
     except InputError as e:
         return to.skip(case.case_id, ct.path, str(e))
     if not image.exists():
-        _write_image(image, ct, to.pid, to.ids)
+        _write_image(image, ct, to.pid, to.ids, to.src)
     outline = to.folder / f'{case.case_id}.png'
     Image.fromarray(case.mask).save(outline)
     case_picture(ct, case.mask, box).save(outline.with_suffix('.jpg'), quality=85)
