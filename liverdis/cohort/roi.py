@@ -162,11 +162,14 @@ def cached_rois(
     margin: float,  # as for `load_rois`
     size: int,  # of the squares, in pixels
 ) -> RoiFile | None:  # (N,1,size,size) float32, None if there are none
-    "The regions stored beside a manifest, if they are of these rows, margin and size."
-    note = manifest.root / 'rois.json'
-    if not note.exists() or json.loads(note.read_text()) != _cache_key(manifest, margin, size):
+    "The regions stored beside a manifest, if they are whole and of these rows, margin and size."
+    try:
+        note = json.loads((manifest.root / 'rois.json').read_text())
+        rois = RoiFile(manifest.root / 'rois.npy')
+    except (OSError, EOFError, ValueError):  # gone, empty or damaged
         return None
-    return RoiFile(manifest.root / 'rois.npy')
+    fits = note == _cache_key(manifest, margin, size) and rois.shape == (len(manifest), 1, size, size)
+    return rois if fits else None
 
 # %% ../../nbs/cohort/roi.ipynb #74f28489
 def save_cached_rois(
