@@ -136,7 +136,7 @@ class LabelRules:
         structure: Named,
         patients: tuple[str, ...],  # what the patient may be called
     ) -> str | None:  # a word of `LABELS`
-        "The label of a structure, None if no rule fits; `LabelError` if it mistakes a liver for a lesion, or a part for it."
+        "The label of a structure, None if no rule fits; `LabelError` for a liver as a lesion, or a part as the liver."
         if rule := self.deciding(structure, patients):
             _refuse_liver(structure, rule[0], rule[1])
             _refuse_part(structure, rule[0], rule[1])

@@ -260,12 +260,6 @@ def _inputs(study: Study, folder: Path, settings: Settings, jobs: int) -> tuple[
     "The cohort, and the cohort joined with a pool, if the study needs one."
     from liverdis.cohort.phantom.cohort import phantom_in  # loads DICOM writers
 
-    pooled = study.oracle or study.train_cases
-    if pooled and POOL_SEED in (study.phantom_seed, *study.more_cohorts):
-        raise InputError(
-            f'phantom_seed, more_cohorts: {POOL_SEED} is the seed of the lesions that oracle and train_cases train on: '
-            'the tested patients would be among them; choose another'
-        )
     counts = _counts(settings)
     cohort = phantom_in(folder / 'cohort', counts, _seeds(study)[0], jobs=jobs)
     if not (study.oracle or study.train_cases):
