@@ -75,9 +75,9 @@ def phase_of(
 
 # %% ../../nbs/cohort/headers.ipynb #5c2e8f04
 _NO_NAMES = frozenset(
-    'ct image images img imagestr imagests vol volume volumes scan scans series study nii nifti nrrd dicom dcm '
-    'mask masks seg segs segmentation segmentations label labels labelstr labelsts roi rois outline outlines '
-    'annotation annotations ground truth gt patient case liver tumor tumors tumour tumours lesion lesions'.split()
+    'ct,image,images,img,imagestr,imagests,vol,volume,volumes,scan,scans,series,study,nii,nifti,nrrd,dicom,dcm,'
+    'mask,masks,seg,segs,segmentation,segmentations,label,labels,labelstr,labelsts,roi,rois,outline,outlines,'
+    'annotation,annotations,ground,truth,gt,patient,case,liver,tumor,tumors,tumour,tumours,lesion,lesions'.split(',')
 )
 
 
