@@ -66,6 +66,32 @@ def berta(source):
     nifti(source / 'berta/liver.nii.gz', LIVER)
 
 
+# one lesion is one case
+
+
+@pytest.mark.parametrize('step', [1, 2, 3])
+def test_a_growth_outlined_on_every_few_slices_is_one_case(source, step):
+    drawn = box((20, 32), (20, 32), (3, 10))
+    drawn[:, :, np.arange(SLICES) % step != 0] = 0
+    nifti(source / 'anna/tumor.nii.gz', drawn)
+    done = ingest(source, source.with_name('out'), TUMOUR, options=IngestOptions(healthy=0))
+    (case,) = pd.read_csv(source.with_name('out') / 'measurements.csv').itertuples()
+    outlined = np.flatnonzero(drawn.any((0, 1)))
+    assert case.n_slices == outlined[-1] - outlined[0] + 1 and len(done.manifest.df) == 1
+    assert (f'one slice in {step}' in str(case.notes)) == (step > 1)
+
+
+def test_a_number_means_the_patient_and_not_a_series(source):
+    "Patient B lies in folder 2, and the series of patient A in folder 7/2"
+    (source / 'anna/ct').rename(source / 'anna/2')
+    (source / 'anna').rename(source / '7')
+    ct(source / '2/ct', 'B', '1.3.2')
+    nifti(source / '2/tumor.nii.gz', GROWTH)
+    labels = LabelRules((*TUMOUR.rules, ('tumor', 'hemangioma', '2')))
+    done = ingest(source, source.with_name('out'), labels, options=IngestOptions(healthy=0))
+    assert sorted(done.manifest.df.label) == ['cyst', 'hemangioma']
+
+
 # healthy is only what is known to be
 
 

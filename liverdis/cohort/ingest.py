@@ -45,6 +45,7 @@ from liverdis.cohort.patient import (
     Outcome,
     SourcePatient,
     ingest_patient,
+    names_in_source,
     refused_files,
     sizes_digest,
 )
@@ -418,8 +419,8 @@ def _bring_up_to_date(
     say: Callable[[int, int, str], None],  # called with (done, total, what)
 ) -> Ingested:
     "Make or renew the folders of all patients, then the tables."
-    refused = refused_files(found, problems)
-    known = (SourcePatient.of(f, context, refused.get(f.key, ())) for f in found)
+    names, refused = names_in_source(found, context.src), refused_files(found, problems)
+    known = (SourcePatient.of(f, context, names[f.key], refused.get(f.key, ())) for f in found)
     patients = {p.pid: p for p in sorted(known, key=lambda p: p.pid)}
     tell = lambda left: say(len(patients) - left, len(patients), 'patients')
     crew = _Crew(context, _Private.of(context.out), jobs, tell)

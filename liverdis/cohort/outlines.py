@@ -9,7 +9,7 @@ __all__ = ['Labeller', 'LabelledLesion', 'SeriesReading', 'positions_mm', 'voxel
 # %% ../../nbs/cohort/outlines.ipynb #0d609673
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from .annotation.readers import given_labels, list_structures, read_structures
 from .annotation.structures import SliceStack, Structure, resample_slice
 from .case_files import PatientFolder, case_picture, diameter_mm
-from .cases import LesionMask, case_slices, split_lesions
+from .cases import LesionMask, case_slices, fill_between, split_lesions
 from .ct import read_hu, upright
 from .deidentify import Pseudonymizer, structure_code
 from .duplicates import overlapping
@@ -181,6 +181,15 @@ def _unite(
     for rank, mask in masks.items():
         into[rank] = into[rank] | mask if rank in into else mask
 
+# %% ../../nbs/cohort/outlines.ipynb #e7a1c0d6
+def _filled(
+    structure: Structure,
+) -> Structure:
+    "A structure with the slices that were left out in outlining it."
+    masks, step = fill_between(structure.masks)
+    note = f'outlined on one slice in {step}: each slice between has the outline below it'
+    return structure if step == 1 else replace(structure, masks=masks, notes=(*structure.notes, note))
+
 # %% ../../nbs/cohort/outlines.ipynb #0b3aeaf0
 def _add_structure(
     reading: SeriesReading,
@@ -190,6 +199,7 @@ def _add_structure(
     annotation: Annotation,
 ) -> None:
     "Put a structure where it belongs."
+    structure = _filled(structure)
     if not structure.masks:
         named = reading.labeller.named(structure.name)
         reading.to.skip(named.key, annotation.paths[0], 'is empty on the slices of its series')
