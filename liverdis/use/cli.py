@@ -672,14 +672,14 @@ def export(
     run: Annotated[Path, typer.Argument(help='folder of a run')],
     onnx: Annotated[Path, typer.Option(metavar='DIR', help='folder to write the ONNX files to')],
     fold: Annotated[int, typer.Option(min=1, help='which fold')] = 1,
-    repeat: Annotated[int, typer.Option(min=0, help='which repeat, from 0')] = 0,
+    repeat: Annotated[int, typer.Option(min=1, help='of the cross-validation')] = 1,
     arm: Annotated[str, typer.Option(help='whose classifier: an arm of the run, or swap_classifier')] = 'proposed',
     half: Annotated[bool, typer.Option('--half', help='store numbers in 16 bits: half the size')] = False,
 ) -> None:
     "Write classifier, encoders and decoder of one fold as ONNX files. Research use only, not a medical device."
     from liverdis.use.export import export_onnx
 
-    for path in export_onnx(run, onnx, fold, repeat, arm, half):
+    for path in export_onnx(run, onnx, fold, repeat - 1, arm, half):
         _say(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
 
 # %% ../../nbs/use/cli.ipynb #5bc23fd6

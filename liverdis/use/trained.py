@@ -101,8 +101,8 @@ def _generator_task(run: Run, fold: int, repeat: int, generator: str) -> Task:
     task = Task(repeat, fold, generator)
     if not all(run.done(t) for t in (task, Task(repeat, fold, 'swap_classifier'))):
         raise InputError(
-            f'{run.folder}: fold {fold} of repeat {repeat} is not trained; it has folds 1 to {run.info["n_folds"]} '
-            "of a run; let 'liverdis reproduce' finish"
+            f'{run.folder}: fold {fold} of repeat {repeat + 1} is not trained; choose one of 1 to '
+            f"{run.info['n_folds']}, of repeats 1 to {run.info['repeats']}, or let 'liverdis reproduce' finish"
         )
     return task
 
