@@ -81,6 +81,16 @@ def test_a_growth_outlined_on_every_few_slices_is_one_case(source, step):
     assert (f'one slice in {step}' in str(case.notes)) == (step > 1)
 
 
+def test_a_slice_that_nobody_outlined_makes_no_case(source):
+    drawn = box((20, 32), (20, 32), (3, 10))
+    drawn[:, :, np.arange(SLICES) % 2 != 0] = 0
+    nifti(source / 'anna/tumor.nii.gz', drawn)
+    for slices, ranks in (('all', [4, 6, 8]), ('step:2', [4, 8])):
+        ingest(source, out := source.with_name(slices), TUMOUR, options=IngestOptions(healthy=0, slices=slices))
+        m = pd.read_csv(out / 'measurements.csv')
+        assert [c[-5:] for c in m.case_id] == [f'z{r:04d}' for r in ranks] and set(m.n_slices) == {5}
+
+
 def test_a_number_means_the_patient_and_not_a_series(source):
     "Patient B lies in folder 2, and the series of patient A in folder 7/2"
     (source / 'anna/ct').rename(source / 'anna/2')

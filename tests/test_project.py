@@ -441,7 +441,8 @@ def test_stale_outputs_are_told(tmp_path):
 
     def made(marked=True):
         printed = nbformat.v4.new_output("stream", name="stdout", text="2\n")
-        sources = ["from liverdis.cohort import a  # and b by it", "Path('../results')"]
+        starts = "subprocess.run([Path(sys.executable).with_name('liverdis'), 'demo'])"
+        sources = ["from liverdis.cohort import a  # and b by it", "Path('../results')", starts]
         nb = nbformat.v4.new_notebook(
             cells=[
                 nbformat.v4.new_markdown_cell("text"),
@@ -480,6 +481,10 @@ def test_stale_outputs_are_told(tmp_path):
     write("liverdis/method/b.py", "def g():\n    return 2\n")
     assert "changed since" in why()
     write("liverdis/method/b.py", "def g():\n    return 1\n")
+    assert why() == ""
+    write("liverdis/use/cli.py", "k = 1\n")
+    assert "changed since" in why()  # the command is started, not imported
+    (tmp_path / "liverdis/use/cli.py").unlink()
     assert why() == ""
     write("nbs/results/a.csv", "2")
     assert "changed since" in why()

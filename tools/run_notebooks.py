@@ -34,6 +34,7 @@ import notebooks
 FLAGS = set(get_config().tst_flags.split())
 KEY = "liverdis"  # among settings.ini's allowed_metadata_keys, so nbdev_clean leaves it
 PACKAGES = "liverdis", "benchmarks"  # whose modules count for the digest
+RUNS_COMMAND = re.compile(r"""with_name\(['"]liverdis['"]\)""")
 QUOTES_RESULTS = re.compile(r"""['"](\.\./)*results\b""")
 
 
@@ -89,8 +90,10 @@ def module_file(name, root):
 
 
 def modules_used(sources, root):
-    """Code of our modules that `sources` import, and of those that these import, by file."""
+    """Code of our modules that `sources` import, or start as a command, and of those that these import, by file."""
     code, todo = {}, set().union(*(notebooks.imported(notebooks.parse(s)) for s in sources))
+    if any(RUNS_COMMAND.search(s) for s in sources):
+        todo.add("liverdis.use.cli")
     while todo:
         name = todo.pop()
         path = module_file(name, root)

@@ -24,6 +24,12 @@ class LesionMask:
     voxels: np.ndarray  # (slices, rows, columns) bool
     first: int  # rank of its first slice
     window: tuple[slice, slice]  # its rows and columns
+    step: int = 1  # from one outlined slice to the next; the first slice is one
+
+    @property
+    def ranks(self) -> range:
+        "All its slices."
+        return range(self.first, self.first + len(self.voxels))
 
     def on(
         self,
@@ -43,6 +49,7 @@ class LesionMask:
 # %% ../../nbs/cohort/cases.ipynb #e295379c
 def _block(
     masks: dict[int, np.ndarray],  # rank of the slice to (H,W) bool
+    step: int,  # from one outlined slice to the next
 ) -> LesionMask:
     "All masks as one block, as large as needed and no larger."
     union = np.logical_or.reduce(list(masks.values()))
@@ -52,7 +59,7 @@ def _block(
     voxels = np.zeros((max(masks) - first + 1, *union[window].shape), bool)
     for rank, mask in masks.items():
         voxels[rank - first] = mask[window]
-    return LesionMask(voxels, first, window)
+    return LesionMask(voxels, first, window, step)
 
 # %% ../../nbs/cohort/cases.ipynb #cbd3bb6e
 def _part(
@@ -64,16 +71,17 @@ def _part(
     slices, rows, cols = where
     top, left = (s.start for s in block.window)
     window = slice(top + rows.start, top + rows.stop), slice(left + cols.start, left + cols.stop)
-    return LesionMask(component, block.first + slices.start, window)
+    return LesionMask(component, block.first + slices.start, window, block.step)
 
 # %% ../../nbs/cohort/cases.ipynb #d76a21cf
 def split_lesions(
     masks: dict[int, np.ndarray],  # rank of the slice to (H,W) bool, as a `Structure` has them
+    step: int = 1,  # from one outlined slice to the next, as `fill_between` found it
 ) -> list[LesionMask]:  # from foot to head
     "The 3-D connected components of a mask."
     if not masks:
         return []
-    block = _block(masks)
+    block = _block(masks, step)
     numbered, n = connected_components(block.voxels, connectivity=3, return_num=True)
     if n == 1:
         return [block]
@@ -101,12 +109,12 @@ def case_slices(
     which: str,  # 'largest', 'all' or 'step:N'
 ) -> list[int]:  # ranks, ascending
     "The slices on which a lesion becomes a case."
-    largest = lesion.first + int(lesion.areas.argmax())
+    outlined, areas = lesion.ranks[:: lesion.step], lesion.areas[:: lesion.step]
+    largest = int(areas.argmax())
     if which == 'largest':
-        return [largest]
+        return [outlined[largest]]
     step = 1 if which == 'all' else int(which.removeprefix('step:'))
-    ranks = lesion.first + np.flatnonzero(lesion.areas)
-    return [int(r) for r in ranks if (r - largest) % step == 0]
+    return list(outlined[largest % step :: step])
 
 # %% ../../nbs/cohort/cases.ipynb #c0d38bc7
 def check_slices(

@@ -144,7 +144,7 @@ def _without(
     "Masks, slice by slice, without some of their lesions."
     kept = {rank: mask.copy() for rank, mask in masks.items()} if lesions else masks
     for lesion in lesions:
-        for rank in case_slices(lesion, 'all'):
+        for rank in lesion.ranks:
             kept[rank] &= ~lesion.on(rank, kept[rank].shape)
     return {rank: mask for rank, mask in kept.items() if mask.any()}
 
@@ -154,10 +154,11 @@ def _add_lesions(
     structure: Structure,
     given: str | None,  # class that the file itself gives
     annotation: Annotation,
+    step: int,  # from one outlined slice to the next
 ) -> None:
     "Separate the lesions of a structure, label each of them, and keep away from those that are not ignored."
     unlabelled, ignored, name, path = {}, [], structure.name, annotation.paths[0]
-    for mask in split_lesions(structure.masks):
+    for mask in split_lesions(structure.masks, step):
         reading.counts[name] += 1
         named = reading.labeller.named(name, reading.counts[name])
         label = reading.labeller.label(named) or given
@@ -184,11 +185,11 @@ def _unite(
 # %% ../../nbs/cohort/outlines.ipynb #e7a1c0d6
 def _filled(
     structure: Structure,
-) -> Structure:
+) -> tuple[Structure, int]:  # from one outlined slice to the next
     "A structure with the slices that were left out in outlining it."
     masks, step = fill_between(structure.masks)
     note = f'outlined on one slice in {step}: each slice between has the outline below it'
-    return structure if step == 1 else replace(structure, masks=masks, notes=(*structure.notes, note))
+    return (structure, 1) if step == 1 else (replace(structure, masks=masks, notes=(*structure.notes, note)), step)
 
 # %% ../../nbs/cohort/outlines.ipynb #0b3aeaf0
 def _add_structure(
@@ -199,7 +200,7 @@ def _add_structure(
     annotation: Annotation,
 ) -> None:
     "Put a structure where it belongs."
-    structure = _filled(structure)
+    structure, step = _filled(structure)
     if not structure.masks:
         named = reading.labeller.named(structure.name)
         reading.to.skip(named.key, annotation.paths[0], 'is empty on the slices of its series')
@@ -208,7 +209,7 @@ def _add_structure(
     elif (label or given) == 'avoid':
         _unite(reading.avoid, structure.masks)
     else:
-        _add_lesions(reading, structure, given, annotation)
+        _add_lesions(reading, structure, given, annotation, step)
 
 # %% ../../nbs/cohort/outlines.ipynb #4378ab2a
 _BATCH_BYTES = 2**30  # of masks in memory

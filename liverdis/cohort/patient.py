@@ -112,7 +112,7 @@ def refused_files(
     return {key: tuple(paths) for key, paths in refused.items()}
 
 # %% ../../nbs/cohort/patient.ipynb #30d501b1
-_LAYOUT = 4
+_LAYOUT = 5
 
 
 def _fingerprint(

@@ -586,7 +586,9 @@ def _tell_losses(result: 'Ingested', out: Path) -> Manifest:
     for line in _first(_left_out(result), everything):
         _say(line)
     if result.manifest is None:
-        reason = f'{len(missing)} structure(s) need a label, see above' if missing else f'{out}/skipped.csv says why'
+        reason = (
+            f'the labels file lacks {len(missing)} line(s), see above' if missing else f'{out}/skipped.csv says why'
+        )
         raise InputError(f'{out}: no case was made; {reason}')
     return result.manifest
 
