@@ -291,8 +291,8 @@ class Text:
     def __call__(self, text):
         text = re.sub(r"\[!\[Open in Colab\]\(\S+?\)\]\((\S+?)\)", r"[Open in Colab](\1){.colab}", text)
         text = re.sub(
-            r"\]\(((?:\.\./|\w+/)*)([\w-]+\.ipynb)(#[^)]*)?\)",
-            lambda m: f"]({m[1]}{m[2]}{slug(m[3] or '')})",
+            r"\]\(((?:(?:\.\./|\w+/)*[\w-]+\.ipynb)?)(#[^)]*)?\)",
+            lambda m: f"]({m[1]}{slug(m[2] or '')})",
             text,
         )
         parts = re.split(r"(^```.*?^```|\$\$.*?\$\$)", text, flags=re.M | re.S)

@@ -112,7 +112,11 @@ class ClassifierSettings:
     classifier_epochs: _PositiveInt = _ours(
         40, "as in the parent method's public code; the best epoch is chosen on the validation part"
     )
-    classifier_lr: _Positive = _ours(3e-4, 'Adam with a one-cycle schedule; the same for every classifier of every arm')
+    classifier_lr: _Positive = _ours(
+        3e-4,
+        'the highest rate of a one-cycle schedule of Adam (beta 2 of 0.99), whose beta 1 goes from 0.95 to 0.85 and '
+        'back; the same for every classifier of every arm',
+    )
     keep: Literal['best', 'last'] = _ours(
         'best', 'which epoch of a classifier is used: that of the lowest validation loss, or the last'
     )
@@ -124,7 +128,9 @@ class DisentangleSettings:
     "How long and how fast phase 2 trains."
 
     disentangle_epochs: _PositiveInt = _ours(40, "as in the parent method's public code; the last epoch is kept")
-    disentangle_lr: _Positive = _ours(5e-4, 'Adam (0.9, 0.99); the highest rate of a one-cycle schedule')
+    disentangle_lr: _Positive = _ours(
+        5e-4, 'Adam as for classifiers; the highest rate of one cycle, or the constant one, where beta 1 stays at 0.9'
+    )
     disentangle_schedule: Literal['constant', 'one-cycle'] = _ours(
         'one-cycle', 'of that rate; a rate that ends near zero leaves less class in r, see study/generator'
     )

@@ -10,11 +10,13 @@ import torch
 from fastai.callback.core import Callback
 
 from liverdis.cohort.manifest import load_manifest
-from liverdis.core import CLASSES
+from liverdis.core import CLASSES, InputError
 from liverdis.method.arms import ARMS, GENERATORS, ArmFold
 from liverdis.method.data import dataloaders, phantom_fold
 from liverdis.settings import preset
 from liverdis.study.training import Checkpoint, resumable_fit, seed_all
+from liverdis.use.explore import classifier_of
+from liverdis.use.trained import open_fold
 
 S = preset("smoke")
 EPOCHS = 2
@@ -121,3 +123,8 @@ def test_a_run_with_an_arm_of_ones_own_can_be_used_later(tmp_path):
     assert all("nearest training lesions" in r.stdout for r in (without, own))
     assert refused.returncode == 2 and "--arms FILE.py" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+    export = [predict[0], "export", run, "--arm", "own-one", "--onnx", tmp_path / "onnx"]
+    refused, own = (subprocess.run([*export, *o], capture_output=True, text=True) for o in ((), ("--arms", file)))
+    assert refused.returncode == 2 and "--arms FILE.py" in refused.stderr and own.returncode == 0, own.stderr
+    with pytest.raises(InputError, match="--arms FILE.py"):
+        classifier_of(open_fold(run), "own-one")

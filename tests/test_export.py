@@ -30,7 +30,8 @@ def untrained_run(folder, **changes):
     net = generator.model(generator.settings(s))
     net.fit_scale(3 * torch.rand(50, s.code_size) + 1)
     for kind, model in (("proposed", classifier_network(s)), ("disentangle", net)):
-        run.finish(Task(0, 1, kind), {}, model)
+        task = Task(0, 1, kind)
+        run.finish(task, {"task": dataclasses.asdict(task), "classes": s.classes}, model)
     return run
 
 

@@ -274,16 +274,22 @@ def _mark(ax: Axes, name: str, points: float, colour: str) -> None:
     ax.text(points, -1, name, color=colour, ha='center', va='center', fontsize=9, bbox=behind)
 
 
-def _label(ax: Axes, rows: pd.DataFrame, reference: float) -> None:
-    "Names of the arms on the left, numbers on the right, accuracy on top."
+def _label(ax: Axes, rows: pd.DataFrame) -> None:
+    "Names of the arms on the left, numbers on the right."
     ax.set_yticks(range(len(rows)), rows.index)
     numbers = ax.secondary_yaxis('right')
     numbers.set_yticks(range(len(rows)), [_in_words(row) for _, row in rows.iterrows()])
     for axis in (ax, numbers):
         axis.spines[['left', 'right']].set_visible(False)
         axis.tick_params('y', length=0)
-    to_accuracy, back = lambda x: x + 100 * reference, lambda x: x - 100 * reference
+
+
+def _add_accuracy(ax: Axes, reference: float, ceiling: float | None) -> None:
+    "Accuracy on top, and its ceiling; all in per cent."
+    to_accuracy, back = lambda x: x + reference, lambda x: x - reference
     ax.secondary_xaxis('top', functions=(to_accuracy, back)).set_xlabel('accuracy, %')
+    if ceiling is not None:
+        _mark(ax, 'ceiling', ceiling - reference, '#CC79A7')
 
 # %% ../../nbs/study/comparison.ipynb #1885340c
 def draw_comparison(
@@ -294,7 +300,7 @@ def draw_comparison(
 ) -> Axes:
     "All arms with their differences and both intervals, sorted, in percentage points."
     rows = table.sort_values('difference')
-    reference = (rows.accuracy - rows.difference).iloc[0]
+    references = 100 * (rows.accuracy - rows.difference)  # they differ if arms were run on different cohorts
     ax = plt.subplots(figsize=(8, 1.3 + 0.34 * len(rows)), layout='constrained')[1] if ax is None else ax
     ax.axvspan(-100 * ROPE, 100 * ROPE, color='#7f7f7f', alpha=0.18, lw=0)
     ax.axvline(0, color='#7f7f7f', lw=1)
@@ -302,10 +308,10 @@ def draw_comparison(
         _draw_row(ax, y, row)
     if 'baseline' in rows.index:
         _mark(ax, 'baseline', 100 * rows.difference['baseline'], '#7f7f7f')
-    if ceiling is not None:
-        _mark(ax, 'ceiling', 100 * (ceiling - reference), '#CC79A7')
+    if np.ptp(references) < 1e-6:
+        _add_accuracy(ax, references.iloc[0], None if ceiling is None else 100 * ceiling)
     ax.set(xlabel=f'points of accuracy above {against}', ylim=(-1.4, len(rows) - 0.4))
-    _label(ax, rows, reference)
+    _label(ax, rows)
     return ax
 
 # %% ../../nbs/study/comparison.ipynb #08e407af

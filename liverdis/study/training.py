@@ -77,7 +77,8 @@ def _check_loss(row: dict[str, float], task: str) -> None:
     if lost:
         raise InputError(
             f"{task}: {' and '.join(lost)} {row[lost[0]]} in epoch {row['epoch']}: "
-            'lower the learning rate or the weight of the adversary (--set disentangle_lr=..., lam=...), in a new --out'
+            'lower the learning rate (--set classifier_lr=..., of a generator --set disentangle_lr=...), or bring the '
+            'weight of the adversary nearer to 0 (--set lam=...), in a new --out'
         )
 
 # %% ../../nbs/study/training.ipynb #3f1e8f9b

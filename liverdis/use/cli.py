@@ -669,6 +669,11 @@ def recipe(
     )
 
 # %% ../../nbs/use/cli.ipynb #e4a07d11
+_OwnArmsOption = Annotated[
+    Path | None, typer.Option('--arms', metavar='FILE.py', help='file of your own arms, which is executed, for --arm')
+]
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help='folder of a run')],
@@ -676,11 +681,15 @@ def export(
     fold: Annotated[int, typer.Option(min=1, help='which fold')] = 1,
     repeat: Annotated[int, typer.Option(min=1, help='of the cross-validation')] = 1,
     arm: Annotated[str, typer.Option(help='whose classifier: an arm of the run, or swap_classifier')] = 'proposed',
+    arms: _OwnArmsOption = None,
     half: Annotated[bool, typer.Option('--half', help='store numbers in 16 bits: half the size')] = False,
 ) -> None:
     "Write classifier, encoders and decoder of one fold as ONNX files. Research use only, not a medical device."
+    from liverdis.method.arms import load_arms
     from liverdis.use.export import export_onnx
 
+    if arms:
+        load_arms(arms)
     for path in export_onnx(run, onnx, fold, repeat - 1, arm, half):
         _say(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
 
@@ -697,9 +706,6 @@ _SegmentOption = Annotated[
 ]
 _FrameOption = Annotated[
     int | None, typer.Option(min=0, help='which slice, from 0, in a volume or a DICOM file of many')
-]
-_OwnArmsOption = Annotated[
-    Path | None, typer.Option('--arms', metavar='FILE.py', help='file of your own arms, which is executed, for --arm')
 ]
 _FigureOption = Annotated[
     Path | None, typer.Option(help='picture to write: slice, look-map, probabilities, neighbours (png, pdf or svg)')

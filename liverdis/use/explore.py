@@ -38,7 +38,7 @@ from ..study.run import Task
 from .retrieval import embedding, neighbours, precision_at_k, remoteness, usual
 from .saliency import hires_cam, occlusion
 from .swaps import mixture, swap_grid
-from .trained import TrainedFold, open_fold
+from .trained import TrainedFold, load_network, open_fold
 
 # %% ../../nbs/use/explore.ipynb #b4f286ec
 def _source(pixels: np.ndarray) -> str:
@@ -260,7 +260,7 @@ def classifier_of(
         raise InputError(
             f"{fold.run.folder}: has no '{arm}' classifier for this fold; it has {', '.join(fold.run.arms)}"
         )
-    return fold.run.network(task)
+    return load_network(fold.run, task)
 
 # %% ../../nbs/use/explore.ipynb #68c69fe4
 def _maps(net: nn.Module, image: torch.Tensor, k: int, name: str) -> tuple[list[str], str]:

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from ..core import InputError, write_atomic
-from ..method.arms import ARMS
 from ..method.disentangle import Disentangler
 from ..study.run import Run, Task
+from .trained import load_network
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -64,15 +64,15 @@ def exportables(
 ) -> dict[str, Exportable]:  # by name of the file
     "The networks of one fold: a classifier and, once phase 2 is done, encoders and decoder. Raises `InputError`."
     task, phase2 = Task(repeat, fold, arm), Task(repeat, fold, 'disentangle')
-    if arm not in (*ARMS, 'swap_classifier') or not run.done(task):
+    if arm not in (*run.arms, 'swap_classifier') or not run.done(task):
         raise InputError(
             f'{run.folder}: has no finished {task.name}; choose fold, repeat and arm among those of the run'
         )
     s = run.settings
     image = {'image': torch.rand(2, 1, s.roi_size, s.roi_size)}
-    found = {'classifier': Exportable(_Classify(run.network(task)), image, ('logits', 'probabilities'))}
+    found = {'classifier': Exportable(_Classify(load_network(run, task)), image, ('logits', 'probabilities'))}
     if run.done(phase2):
-        net = run.network(phase2)
+        net = load_network(run, phase2)
         codes = {'c': torch.rand(2, s.code_size), 'r': torch.rand(2, s.code_size)}
         found['spec_encoder'] = Exportable(net.spec_encoder, image, ('c',))
         found['unspec_encoder'] = Exportable(net.unspec_encoder, image, ('r',))
