@@ -1,15 +1,21 @@
 """What is drawn, what it is called, and what is in doubt: small made-up CT whose outlines are not as one would wish."""
 
+import formats
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 
+from liverdis.cohort.annotation.readers import read_structures
 from liverdis.cohort.case_files import IngestOptions
-from liverdis.cohort.ct import write_slice
+from liverdis.cohort.ct import read_headers, sort_slices, write_slice
 from liverdis.cohort.healthy import GAP_MM
 from liverdis.cohort.ingest import ingest
-from liverdis.cohort.labels import LabelRules
+from liverdis.cohort.labels import LabelRules, load_labels, write_labels
+from liverdis.cohort.manifest import load_manifest, save_manifest
+from liverdis.cohort.roi import load_rois
+from liverdis.core import InputError
 
 SLICES, SIDE, PIXEL_MM, STEP_MM = 16, 64, 0.8, 2.5
 TUMOUR = LabelRules((('tumor', 'cyst', '*'),))
@@ -102,6 +108,65 @@ def test_a_number_means_the_patient_and_not_a_series(source):
     assert sorted(done.manifest.df.label) == ['cyst', 'hemangioma']
 
 
+def test_one_name_on_two_series_is_asked_for_once(source):
+    "One label holds for both; the form has one line, and says so; two lines that differ are refused"
+    ct(source / 'anna/later', 'A', '1.3.9')
+    (source / 'anna/tumor.nii.gz').rename(source / 'anna/ct/tumor.nii.gz')
+    nifti(source / 'anna/later/tumor.nii.gz', GROWTH)
+    done = ingest(source, source.with_name('out'), options=IngestOptions(healthy=0))
+    asked = done.lacking[done.lacking.name == 'tumor']
+    assert len(asked) == 1 and 'the first of 2 so called' in asked.reason.item()
+    form = source.with_name('labels.csv')
+    write_labels(form, asked)
+    assert len(form.read_text().splitlines()) == 2
+    line = form.read_text().splitlines()[1]
+    form.write_text(form.read_text() + line.replace('tumor,', 'tumor,cyst', 1) + '\n')
+    with pytest.raises(InputError, match='line 3'):
+        load_labels(form)
+
+
+def test_the_order_of_a_manifest_is_that_of_its_regions(source):
+    berta(source)
+    nifti(source / 'berta/tumor.nii.gz', box((24, 50), (24, 50), (5, 9)))
+    ingest(source, out := source.with_name('out'), TUMOUR, options=IngestOptions(healthy=0))
+    whole = load_manifest(out / 'manifest.csv')
+    turned = save_manifest(whole.df[::-1], out / 'manifest.csv')
+    margin, size = IngestOptions().margin, IngestOptions().size
+    assert np.array_equal(load_rois(turned, margin, size), load_rois(whole, margin, size)[::-1])
+
+
+def thin_and_thick(folder):
+    "A cyst with a hole, outlined on planes 2.5 mm apart, and slices 5 mm apart"
+    y, x = np.mgrid[:64, :64]
+    r = np.hypot(y - 32, x - 32)
+    region = lambda z: (r < 16 - abs(z - 20) / 2) & (r > 4)
+    for uid, step in (('1.3', 2.5), ('1.4', 5.0)):
+        for i, z in enumerate(np.arange(0, 41, step)):
+            place = dict(position_mm=(0.0, 0.0, float(z)), SOPInstanceUID=f'{uid}.{i}')
+            ids = dict(PatientID='P', SeriesInstanceUID=uid, FrameOfReferenceUID='1.9')
+            write_slice(folder / f'{uid}-{i:02}.dcm', np.where(region(z), 10.0, 110.0), **place, **ids)
+    thin = [pydicom.dcmread(f) for f in sorted(folder.glob('1.3-*'))]
+    thick = sort_slices(h for f in folder.glob('1.4-*') for h in read_headers(f))
+    return thin, np.array([region(float(d.ImagePositionPatient[2])) for d in thin]), thick
+
+
+def test_contours_between_the_slices_do_not_cancel_those_on_them(tmp_path):
+    thin, masks, thick = thin_and_thick(tmp_path)
+    formats.rtstruct(tmp_path, thin, masks)
+    points = [
+        dict(lesion='1', z_mm=float(d.ImagePositionPatient[2]), contour=k, x_mm=c, y_mm=r)
+        for d, mask in zip(thin, masks)
+        for k, line in enumerate(formats.contours(mask))
+        for r, c in line
+    ]
+    pd.DataFrame(points).to_csv(tmp_path / 'polygons.csv', index=False)
+    for kind, file in (('rtstruct', 'rtstruct.dcm'), ('polygons', 'polygons.csv')):
+        (found,) = read_structures([tmp_path / file], kind, thick)
+        assert sorted(found.masks) == list(range(len(thick)))
+        assert all((found.masks[k] != masks[2 * k]).mean() < 0.01 for k in found.masks), kind
+        assert any('between the slices left out' in note for note in found.notes)
+
+
 # healthy is only what is known to be
 
 
@@ -147,3 +212,46 @@ def test_squares_keep_away_from_what_another_series_shows(source, frame):
         assert (mine.col_min - 27).item() * PIXEL_MM > GAP_MM
     else:
         assert len(mine) == 0 and len(reasons) == 1 and 'another frame of reference' in reasons[0]
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_a_broken_outline_among_several_patients(tmp_path, named):
+    "It is of the patient in its name, or else may be anybody's"
+    src = tmp_path / 'src'
+    for x_mm, patient in enumerate(('smith', 'jones')):
+        affine = np.diag([-PIXEL_MM, -PIXEL_MM, STEP_MM, 1.0])
+        affine[0, 3] = 7 * x_mm
+        noise = np.random.default_rng(x_mm).normal(50, 60, LIVER.shape).astype(np.int16)
+        src.mkdir(exist_ok=True)
+        for what, voxels in (('', noise), ('_liver', LIVER), ('_tumor', GROWTH)):
+            nib.Nifti1Image(voxels, affine).to_filename(src / f'{patient}{what}.nii.gz')
+    broken = src / ('jones_tumor.nii.gz' if named else 'other_tumor.nii.gz')
+    content = (src / 'jones_tumor.nii.gz').read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    labels = LabelRules((('*_tumor', 'cyst', '*'), ('*_liver', 'liver', '*')))
+    done = ingest(src, tmp_path / 'out', labels, options=IngestOptions(healthy=1))
+    without = done.skipped[done.skipped.what == 'healthy parenchyma']
+    assert len(without) == (1 if named else 2) and without.reason.str.contains('could not be read').all()
+    assert (done.manifest.df.label == 'healthy').sum() == (1 if named else 0)
+
+
+def test_folders_of_visits_are_told(tmp_path):
+    "They cannot be told from folders of patients, and count as such"
+    for i, visit in enumerate(('P1/visit1', 'P1/visit2', 'P2/visit1')):
+        affine = np.diag([-PIXEL_MM, -PIXEL_MM, STEP_MM, 1.0])
+        folder = tmp_path / 'src' / visit
+        folder.mkdir(parents=True)
+        noise = np.random.default_rng(i).normal(50, 60, LIVER.shape).astype(np.int16)
+        nib.Nifti1Image(noise, affine).to_filename(folder / 'ct.nii.gz')
+        nib.Nifti1Image(GROWTH, affine).to_filename(folder / 'tumor.nii.gz')
+    told = lambda done: [p.reason for p in done.problems if 'visits of one patient' in p.reason]
+    done = ingest(tmp_path / 'src', tmp_path / 'out', TUMOUR, options=IngestOptions(healthy=0))
+    assert done.manifest.df.patient_id.nunique() == 3 and len(told(done)) == 1 and not done.failed
+    for visit in ('P1/visit1', 'P1/visit2', 'P2/visit1'):  # as the note says
+        patient, number = visit.split('/')
+        for old, new in (('ct', ''), ('tumor', '_tumor')):
+            (tmp_path / 'src' / visit / f'{old}.nii.gz').rename(tmp_path / 'src' / patient / f'{number}{new}.nii.gz')
+        (tmp_path / 'src' / visit).rmdir()
+    labels = LabelRules((('*tumor', 'cyst', '*'),))
+    done = ingest(tmp_path / 'src', tmp_path / 'again', labels, options=IngestOptions(healthy=0))
+    assert done.manifest.df.patient_id.nunique() == 2 and not told(done) and len(done.manifest.df) == 3

@@ -373,7 +373,10 @@ def _lacking(done: Ingested) -> pd.DataFrame:
     asked = done.skipped[done.skipped.todo.str.contains('|', regex=False)]
     names, pictures = asked.what.map(done.named), 'cases/' + asked.patient_id + '/' + asked.picture
     columns = dict(name=names, patient=asked.patient_id, reason=asked.reason, picture=pictures)
-    return pd.DataFrame(columns).reset_index(drop=True)
+    table = pd.DataFrame(columns).reset_index(drop=True)
+    so_called = table.groupby(['name', 'patient']).name.transform('size')
+    table.loc[so_called > 1, 'reason'] += '; the first of ' + so_called.astype(str) + ' so called, all with one label'
+    return table.drop_duplicates(['name', 'patient'])
 
 # %% ../../nbs/cohort/ingest.ipynb #2188fc97
 def _unmatched(

@@ -170,6 +170,17 @@ def _read_table(
     return df.apply(lambda column: column.str.strip().map(plain_text))
 
 # %% ../../nbs/cohort/labels.ipynb #b67fa281
+def _check_once(df: pd.DataFrame, path: str | Path) -> None:
+    "`InputError` if two lines for one name and patient disagree."
+    pairs = df.drop_duplicates(['name', 'patient', 'label'])
+    if len(again := pairs.index[pairs.duplicated(['name', 'patient'])]):
+        first = df.index[(df[['name', 'patient']] == df.loc[again[0], ['name', 'patient']]).all(axis=1)][0]
+        raise InputError(
+            f"{path} line {again[0] + 2}: gives {df['name'][again[0]]!r} another label than line {first + 2} does for "
+            "the same patient; one label holds for all outlines of a name, so keep one line, or rename an outline"
+        )
+
+
 def load_labels(
     path: str | Path,  # CSV with the columns name, label and, if wanted, patient
 ) -> LabelRules:
@@ -181,7 +192,8 @@ def load_labels(
             raise InputError(
                 f"{path} line {i}: found name {name!r}, label {label!r}; give a name and one of {', '.join(LABELS)}"
             )
-    patients = df['patient'].replace('', '*') if 'patient' in df else ['*'] * len(df)
+    patients = df['patient'].replace('', '*') if 'patient' in df else pd.Series('*', df.index)
+    _check_once(df.assign(patient=patients), path)
     rules = zip(df['name'], df['label'], patients)
     return LabelRules(tuple(rule for rule in rules if rule[1]))
 

@@ -99,16 +99,16 @@ def refused_files(
     found: Iterable[PatientFiles],
     problems: Iterable[Problem],
 ) -> dict[str, tuple[Path, ...]]:  # by the patient's key
-    "The files that could not be read or placed, under the patient in whose folder they lie."
-    below, refused = defaultdict(set), defaultdict(list)
-    for patient in found:
+    "The files that could not be read or placed, under each patient whose they may be."
+    patients, below, refused = {patient.key: patient for patient in found}, defaultdict(set), defaultdict(list)
+    for patient in patients.values():
         for folder in {path.parent for path in patient.files}:
             for above in (folder, *folder.parents):
                 below[above].add(patient.key)
     for path in (p.path for p in problems if p.failed):
         owners = next((below[f] for f in path.parents if f in below), set())
-        if len(owners) == 1:
-            refused[min(owners)].append(path)
+        for key in {key for key in owners if patients[key].is_named_in(path)} or owners:
+            refused[key].append(path)
     return {key: tuple(paths) for key, paths in refused.items()}
 
 # %% ../../nbs/cohort/patient.ipynb #30d501b1

@@ -7,6 +7,7 @@ __all__ = ['Box', 'bounding_box', 'lesion_box', 'crop', 'extract_roi', 'RoiFile'
            'save_cached_rois', 'load_rois']
 
 # %% ../../nbs/cohort/roi.ipynb #3ed04248
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -154,7 +155,8 @@ def stream_rois(
 
 # %% ../../nbs/cohort/roi.ipynb #63e4e35d
 def _cache_key(manifest, margin, size):
-    return {'manifest': manifest.checksum, 'margin': margin, 'size': size}
+    in_order = hashlib.sha256('\n'.join(manifest.df.case_id).encode()).hexdigest()
+    return {'manifest': manifest.checksum, 'order': in_order, 'margin': margin, 'size': size}
 
 # %% ../../nbs/cohort/roi.ipynb #70a53019
 def cached_rois(
@@ -162,7 +164,7 @@ def cached_rois(
     margin: float,  # as for `load_rois`
     size: int,  # of the squares, in pixels
 ) -> RoiFile | None:  # (N,1,size,size) float32, None if there are none
-    "The regions stored beside a manifest, if they are whole and of these rows, margin and size."
+    "The regions stored beside a manifest, if they are whole and of these rows in this order, margin and size."
     try:
         note = json.loads((manifest.root / 'rois.json').read_text())
         rois = RoiFile(manifest.root / 'rois.npy')

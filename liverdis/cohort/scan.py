@@ -232,6 +232,20 @@ def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
     return [named(s) for s in all_series]
 
 # %% ../../nbs/cohort/scan.ipynb #d71f4c2b
+def _may_be_visits(all_series: Iterable[Series], src: Path) -> list[Problem]:
+    "A note for each folder that holds several patients told apart by their folders, if there are more of its kind"
+    by_folder = [s for s in all_series if is_volume(s.slices[0].path) and s.patient == os.path.relpath(s.folder, src)]
+    firsts = {s.folder: s for s in by_folder}
+    parents = _grouped(firsts.values(), lambda s: s.folder.parent)
+    reason = (
+        "is of a patient told by its folder, with others in the same folder above; if these are visits of one patient, "
+        "give each patient one folder, with the same file names in all (P1/visit1.nii.gz, P1/visit2.nii.gz, "
+        "P2/visit1.nii.gz)"
+    )
+    several = [group for group in parents if len(group) > 1]
+    return [Problem(g[0].slices[0].path, reason, failed=False) for g in several] if len(parents) > 1 else []
+
+
 def _differ_in_phase(all_series: Iterable[Series]) -> list[Problem]:
     "A note for each volume whose patient is called like that of another but for the phase"
     firsts = {s.patient: s for s in all_series if is_volume(s.slices[0].path)}
@@ -761,6 +775,10 @@ class PatientFiles:
     key: str  # `Series.patient`, an identifier, not to be written anywhere
     annotations: tuple[Annotation, ...]
 
+    def is_named_in(self, path: Path) -> bool:
+        "Whether a file has the names of one of the patient's series."
+        return any(_has_name(path, a.series) for a in self.annotations)
+
     @property
     def files(self) -> list[Path]:
         "All files that the patient's results depend on, sorted."
@@ -792,7 +810,7 @@ def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[S
     problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
     problems += [Problem(s.slices[0].path, "a copy of a DICOM series, which is used", failed=False) for s in copies]
     series = _volume_patients([s for s in series if s not in copies], src)
-    return series, problems + _differ_in_phase(series)
+    return series, problems + _differ_in_phase(series) + _may_be_visits(series, src)
 
 # %% ../../nbs/cohort/scan.ipynb #49113c2c
 def _no_series(src: Path, index: _Index, problems: Sequence[Problem]) -> InputError:

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from skimage.draw import polygon_perimeter
 
-from .structures import SliceStack, Structure, select_structures
+from .structures import SAME_PLACE_MM, SliceStack, Structure, select_structures
 from ..ct import read_dicom
 from ..door import guarded
 from ...core import InputError, brief
@@ -196,6 +196,14 @@ def _check_distance(off_mm: np.ndarray, stack: SliceStack, rank: int, what: str)
             f"{what} lies {off:.1f} mm off the slice {s.where} that it names; save it in the geometry of the CT"
         )
 
+# %% ../../../nbs/cohort/annotation/contours.ipynb #nearpln2
+def _of_nearest_plane(
+    placed: list[tuple[float, np.ndarray]],  # contours, each with how far above its slice it lies, mm
+) -> list[np.ndarray]:
+    "The contours of the plane that is nearest to their slice."
+    nearest = min((off for off, _ in placed), key=abs)
+    return [contour for off, contour in placed if abs(off - nearest) <= SAME_PLACE_MM]
+
 # %% ../../../nbs/cohort/annotation/contours.ipynb #7a505ad0
 @dataclass(frozen=True, eq=False)
 class _Roi:
@@ -205,7 +213,7 @@ class _Roi:
     stack: SliceStack
     foreign: bool  # drawn in another space than that of the slices
     path: str | Path
-    polygons: dict[int, list] = field(default_factory=lambda: defaultdict(list))  # rank -> (N,2) rows and columns
+    placed: dict[int, list] = field(default_factory=lambda: defaultdict(list))  # rank -> mm off it, (N,2) pixels
     counts: Counter[str] = field(default_factory=Counter)  # what the notes say
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #ab4bca2b
@@ -234,7 +242,7 @@ def _add_contour(roi: _Roi, contour: Dataset) -> None:
         roi.counts['contours across the slices left out'] += 1
         return
     roi.counts['contours matched by position'] += named is None
-    roi.polygons[rank].append(np.stack([row, col], 1))
+    roi.placed[rank].append((float(off_mm.mean()) if named is None else 0.0, np.stack([row, col], 1)))
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #a803100d
 _CHAINS = 'contours run through pixel centres, as rt-utils draws them: the pixels on the line are counted in'
@@ -245,7 +253,9 @@ def _structure(key: str, roi: _Roi, contours: Iterable[Dataset]) -> Structure:
     for contour in contours:
         _add_contour(roi, contour)
     masks = {}
-    for rank, polygons in sorted(roi.polygons.items()):
+    for rank, placed in sorted(roi.placed.items()):
+        polygons = _of_nearest_plane(placed)
+        roi.counts['contours between the slices left out'] += len(placed) - len(polygons)
         chains = all(map(is_pixel_chain, polygons))
         fill = fill_chains if chains else fill_polygons
         masks[rank] = fill(polygons, roi.stack.slices[rank].shape, roi.path)

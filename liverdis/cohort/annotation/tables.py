@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .contours import fill_polygons
-from .structures import SliceStack, Structure, select_structures
+from .structures import SAME_PLACE_MM, SliceStack, Structure, select_structures
 from ..door import guarded, require_file
 from ...core import InputError, brief
 
@@ -352,6 +352,18 @@ def read_boxes(
     return [Structure(k, k, dict(sorted(on.items())), ('a box, no outline',)) for k, on in masks.items()]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #470b0084
+def _on_nearest_planes(rows: _Rows, stack: SliceStack, path: str | Path) -> tuple[_Rows, dict[str, int]]:
+    "The points of a lesion on the plane that is nearest to their slice, and how many lie on others, by lesion"
+    if 'z_mm' not in rows.df:
+        return rows, {}
+    slices_mm = np.array([s.position_mm[2] for s in stack.slices if s.position_mm])
+    off_mm = pd.Series(_number_columns(rows.df, ['z_mm'], path)[:, 0] - slices_mm[rows.ranks])
+    of_slice = off_mm.groupby([rows.df.lesion.to_numpy(), rows.ranks])
+    here = (off_mm - of_slice.transform(lambda o: o.iloc[o.abs().argmin()])).abs().to_numpy() <= SAME_PLACE_MM
+    left_out = rows.df.lesion[~here].value_counts().to_dict()
+    return _Rows(rows.df[here], rows.ranks[here], rows.lesions), left_out
+
+
 @guarded
 def read_polygons(
     paths: Sequence[str | Path],  # one CSV
@@ -360,7 +372,7 @@ def read_polygons(
 ) -> list[Structure]:
     "Read a table of polygons, filled by the even-odd rule."
     (path,) = paths
-    rows = _asked_rows(path, stack, keys)
+    rows, n_between = _on_nearest_planes(_asked_rows(path, stack, keys), stack, path)
     points = _at_pixels(rows, _VERTEX, stack, path)
     contour = rows.df.get('contour', pd.Series('', rows.df.index))
     table = pd.DataFrame(dict(lesion=rows.df.lesion.to_numpy(), rank=rows.ranks, contour=contour.to_numpy()))
@@ -371,11 +383,19 @@ def read_polygons(
             short[lesion] += 1
         else:
             polygons[lesion][int(rank)].append(points[vertices])
-    return [_filled(lesion, polygons[lesion], short[lesion], stack, path) for lesion in rows.lesions]
+    notes = {lesion: _left_out(short[lesion], n_between.get(lesion, 0)) for lesion in rows.lesions}
+    return [_filled(lesion, polygons[lesion], notes[lesion], stack, path) for lesion in rows.lesions]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e5fac222
-def _filled(lesion: str, polygons: dict[int, list], n_short: int, stack: SliceStack, path: str | Path) -> Structure:
+def _left_out(n_short: int, n_between: int) -> tuple[str, ...]:
+    few = (f'{n_short} contours of fewer than three points left out',) if n_short else ()
+    between = (f'{n_between} points between the slices left out',) if n_between else ()
+    return few + between
+
+
+def _filled(
+    lesion: str, polygons: dict[int, list], notes: tuple[str, ...], stack: SliceStack, path: str | Path
+) -> Structure:
     filled = {rank: fill_polygons(p, stack.slices[rank].shape, path) for rank, p in sorted(polygons.items())}
     masks = {rank: mask for rank, mask in filled.items() if mask.any()}
-    notes = (f'{n_short} contours of fewer than three points left out',) if n_short else ()
     return Structure(lesion, lesion, masks, notes)
