@@ -516,6 +516,24 @@ def test_sizes_from_another_cohort(tmp_path):
     )  # to a pixel
 
 
+def test_slices_of_one_enhanced_file_are_images_of_their_own(tmp_path):
+    growths = [(4, 76, 45, 8), (12, 76, 70, 8)]
+    write_example(tmp_path / 'made', 'A^A', 'P1', 1, growths)
+    slices = sorted(
+        (pydicom.dcmread(p) for p in (tmp_path / 'made/PATIENT_DICOM').iterdir()),
+        key=lambda ds: ds.ImagePositionPatient[2],
+    )
+    src = tmp_path / 'src'
+    src.mkdir()
+    hd.legacy.LegacyConvertedEnhancedCTImage(formats.sources(slices), '1.2.3', 1, '1.2.3.4', 1).save_as(src / 'ct.dcm')
+    y, x = np.mgrid[:160, :160]
+    masks = [[(y - r) ** 2 + (x - c) ** 2 < 49 if k == at else y < 0 for k in range(16)] for at, r, c, _ in growths]
+    formats.nifti(src, slices, np.any(masks, 0), 'tumour')
+    ingest(src, tmp_path / 'out', LabelRules((('tumour', 'cyst', '*'),)))
+    uids = [pydicom.dcmread(p).SOPInstanceUID for p in (tmp_path / 'out/cases').glob('*/*.dcm')]
+    assert len(uids) == len(set(uids)) == 2
+
+
 def test_one_patient_in_two_cohorts_has_one_id_with_one_key(tmp_path):
     src = example(tmp_path / 'src')
     a = ingest(src / 'a', tmp_path / 'one', TUMOUR, key=tmp_path / 'key').manifest.df.patient_id[0]

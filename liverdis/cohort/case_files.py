@@ -96,8 +96,9 @@ def _uids(
     "Keyed UIDs; what has none gets one from the patient and the place in the source, wherever the source lies."
     file = os.path.relpath(ct.path, src)
     series = file if is_volume(ct.path) else os.path.dirname(file)
+    image = ct.sop_uid if ct.sop_uid and ct.frame is None else f'{ct.sop_uid or f"{pid} {file}"} {ct.frame}'
     return {
-        'SOPInstanceUID': ids.uid(ct.sop_uid or f'{pid} {file} {ct.frame}'),
+        'SOPInstanceUID': ids.uid(image),
         'SeriesInstanceUID': ids.uid(ct.series_uid or f'{pid} {series}'),
         'StudyInstanceUID': ids.uid(pid),
         'FrameOfReferenceUID': ids.uid(ct.frame_of_reference or pid),

@@ -21,7 +21,7 @@ from skimage.measure import find_contours
 from ..cohort.annotation.readers import read_mask
 from ..cohort.ct import read_dicom, read_slice
 from ..cohort.volumes import is_volume
-from ..core import InputError, write_atomic
+from ..core import InputError, brief, write_atomic
 from .predict import Prediction, annotation_kind
 
 # %% ../../nbs/use/structured_report.ipynb #8ed2561e
@@ -98,6 +98,24 @@ def _report(ds: Dataset, lesion: sr.PlanarROIMeasurementsAndQualitativeEvaluatio
     return report
 
 # %% ../../nbs/use/structured_report.ipynb #36523966
+_MAY_BE_EMPTY = (
+    *('PatientName', 'PatientID', 'PatientBirthDate', 'PatientSex'),
+    *('StudyID', 'StudyDate', 'StudyTime', 'AccessionNumber'),
+)
+
+
+def _read_evidence(image: str | Path) -> Dataset:
+    "A DICOM image with all that a report repeats of it; `InputError` if it does not say of which series it is."
+    ds = read_dicom(image)
+    for keyword in ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID'):
+        if not ds.get(keyword):
+            raise InputError(f'{image}: has no {keyword}, by which an archive files a report; give the original image')
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in ds:
+            setattr(ds, keyword, '')
+    return ds
+
+
 def write_structured_report(
     p: Prediction,
     image: str | Path,  # DICOM, from which the prediction was made, and so the others
@@ -109,8 +127,11 @@ def write_structured_report(
     "A prediction as a DICOM measurement report (TID 1500), which names the patient as the image does. `InputError`."
     if is_volume(image):
         raise InputError(f'{image}: has no patient and no study to file a report with; give a DICOM image')
-    ds, ct = read_dicom(image), read_slice(image, frame)
+    ds, ct = _read_evidence(image), read_slice(image, frame)
     line = outline(read_mask(annotation, annotation_kind(annotation), segment, ct))
     lesion = _lesion(p, _region(ds, line, frame), f'{len(p.probabilities)} classifiers')
-    _report(ds, lesion).save_as(content := BytesIO(), enforce_file_format=True)
+    try:
+        _report(ds, lesion).save_as(content := BytesIO(), enforce_file_format=True)
+    except ValueError as e:
+        raise InputError(f'{image}: no report can repeat what it says ({brief(e)}); correct the image') from e
     write_atomic(out, content.getvalue())
