@@ -124,7 +124,7 @@ def test_healthy_squares_of_a_real_donor_lie_in_the_liver(tmp_path):
     done = ingest(tmp_path / 'src', tmp_path / 'out', TUMOUR, options=options, key=key)
     m, rois = measured(tmp_path / 'out'), cached_rois(done.manifest, IngestOptions().margin, IngestOptions().size)
     donor = m[~m.patient_id.isin(m.patient_id[m.label == 'metastasis'])]
-    assert len(donor) >= 1 and set(donor.label) == {'healthy'}  # of the size of these lesions, few find room
+    assert len(donor) >= 2 and set(donor.label) == {'healthy'}  # of the size of these lesions, few find room
     assert set(donor.diameter_mm.round(0)) <= {
         round(d) + k for d in m.diameter_mm[m.label == 'metastasis'] for k in (-1, 0, 1)
     }  # sizes of lesions, to a pixel
