@@ -87,6 +87,15 @@ def test_a_growth_outlined_on_every_few_slices_is_one_case(source, step):
     assert (f'one slice in {step}' in str(case.notes)) == (step > 1)
 
 
+def test_lesions_that_begin_on_even_and_odd_slices_are_two(source):
+    drawn = box((10, 20), (10, 20), (3, 10)) + box((36, 50), (36, 50), (4, 11))
+    drawn[:32, :, 0::2] = drawn[32:, :, 1::2] = 0
+    nifti(source / 'anna/tumor.nii.gz', drawn)
+    ingest(source, out := source.with_name('out'), TUMOUR, options=IngestOptions(healthy=0, slices='all'))
+    m = pd.read_csv(out / 'measurements.csv')
+    assert sorted(c[-5:] for c in m.case_id) == [f'z{r:04d}' for r in range(3, 11)] and set(m.n_slices) == {7}
+
+
 def test_a_slice_that_nobody_outlined_makes_no_case(source):
     drawn = box((20, 32), (20, 32), (3, 10))
     drawn[:, :, np.arange(SLICES) % 2 != 0] = 0
@@ -125,6 +134,70 @@ def test_one_name_on_two_series_is_asked_for_once(source):
         load_labels(form)
 
 
+def test_two_people_with_one_patient_id_do_not_share_a_label(source):
+    "Two lines for two folders of one PatientID are refused, and that it goes with two names is told"
+    ct(source / 'berta/ct', 'A', '1.3.2')
+    nifti(source / 'berta/tumor.nii.gz', box((40, 52), (40, 52), (5, 9)))
+    name(source / 'berta/ct', 'Berta')
+    rules = LabelRules((('tumor', 'cyst', 'anna'), ('tumor', 'metastasis', 'berta')))
+    with pytest.raises(InputError, match='one patient of the source'):
+        ingest(source, source.with_name('out'), rules, options=IngestOptions(healthy=0))
+    done = ingest(source, source.with_name('out'), TUMOUR, options=IngestOptions(healthy=0))
+    assert any('another PatientName' in p.reason and not p.failed for p in done.problems)
+
+
+def name(folder, patient_name):
+    "Give all slices of a series a PatientName"
+    for path in folder.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.PatientName = patient_name
+        ds.save_as(path)
+
+
+def test_squares_have_the_sizes_of_lesions_that_became_cases(source):
+    "And not of specks that are too thin for a region"
+    drawn = GROWTH.copy()
+    for k in range(10):
+        drawn[44:45, 6 + 4 * k : 8 + 4 * k, 2] = 1
+    nifti(source / 'anna/tumor.nii.gz', drawn)
+    squares, _ = healthy(source, n=4)
+    assert len(squares) == 4 and squares.diameter_mm.min() > 8
+
+
+def test_volume_where_the_distance_of_slices_changes(tmp_path):
+    src = tmp_path / 'src/anna'
+    places = [*np.arange(0.0, 40, 5), *np.arange(36.25, 61, 1.25)]
+    for k, z in enumerate(places):
+        ids = dict(PatientID='A', StudyInstanceUID='1.2', SeriesInstanceUID='1.3', SOPInstanceUID=f'1.3.{k}')
+        noise = np.random.default_rng(k).normal(50, 60, (SIDE, SIDE)).round()
+        (src / 'ct').mkdir(parents=True, exist_ok=True)
+        write_slice(src / f'ct/{k:02}.dcm', noise, (PIXEL_MM, PIXEL_MM), (0.0, 0.0, z), **ids)
+    masks = np.zeros((len(places), SIDE, SIDE), bool)
+    masks[2:6, 10:30, 10:30] = True
+    formats.rtstruct(src, [pydicom.dcmread(src / f'ct/{k:02}.dcm') for k in range(len(places))], masks)
+    ingest(src, out := tmp_path / 'out', LabelRules((('*', 'cyst', '*'),)), options=IngestOptions(healthy=0))
+    (case,) = pd.read_csv(out / 'measurements.csv').itertuples()
+    true_ml = masks.sum() * PIXEL_MM**2 * 5 / 1000
+    assert case.volume_ml == pytest.approx(true_ml, rel=0.01) and 'slices lie 1.25 to 5 mm apart' in case.notes
+
+
+@pytest.mark.parametrize('layout', ['{p}/{s}/ct/{p}_{s}_ct', '{p}/{p}_{s}', '{p}_{s}', 'volume-{i}'])
+def test_sessions_of_one_person_are_told(tmp_path, layout):
+    "They count as patients, since a name proves nothing; plain numbers are not sessions"
+    affine = np.diag([-PIXEL_MM, -PIXEL_MM, STEP_MM, 1.0])
+    names = [(f'sub-0{p}', f'ses-{s}') for p in (1, 2) for s in (1, 2)]
+    for i, (p, s) in enumerate(names):
+        image = tmp_path / 'src' / f'{layout.format(p=p, s=s, i=i)}.nii.gz'
+        image.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).normal(50, 60, GROWTH.shape).astype(np.int16)
+        nib.Nifti1Image(noise, affine).to_filename(image)
+        nib.Nifti1Image(GROWTH, affine).to_filename(image.with_name(image.name.replace('.nii', '_tumor.nii')))
+    labels = LabelRules((('*tumor', 'cyst', '*'),))
+    done = ingest(tmp_path / 'src', tmp_path / 'out', labels, options=IngestOptions(healthy=0))
+    told = [p.path for p in done.problems if 'visits of one' in p.reason]
+    assert done.manifest.df.patient_id.nunique() == 4 and len(told) == (0 if 'volume' in layout else 2)
+
+
 def test_the_order_of_a_manifest_is_that_of_its_regions(source):
     berta(source)
     nifti(source / 'berta/tumor.nii.gz', box((24, 50), (24, 50), (5, 9)))
@@ -150,9 +223,27 @@ def thin_and_thick(folder):
     return thin, np.array([region(float(d.ImagePositionPatient[2])) for d in thin]), thick
 
 
-def test_contours_between_the_slices_do_not_cancel_those_on_them(tmp_path):
+@pytest.mark.parametrize('named', [False, True])
+def test_contours_between_the_slices_do_not_cancel_those_on_them(tmp_path, named):
+    "Whether they name slices of another series, or the slice at hand that lies below"
     thin, masks, thick = thin_and_thick(tmp_path)
+    if named:
+        for d in thin:
+            d.SOPInstanceUID, d.SeriesInstanceUID = f'1.4.{int(d.ImagePositionPatient[2] // 5)}', '1.4'
     formats.rtstruct(tmp_path, thin, masks)
+    check_thin(read_structures([tmp_path / 'rtstruct.dcm'], 'rtstruct', thick), thick, masks)
+
+
+def check_thin(structures, thick, masks):
+    "What is outlined on a thick slice is what is outlined on the thin one there, and it is said what is not"
+    (found,) = structures
+    assert sorted(found.masks) == list(range(len(thick)))
+    assert all((found.masks[k] != masks[2 * k]).mean() < 0.01 for k in found.masks)
+    assert any('between the slices left out' in note for note in found.notes)
+
+
+def test_polygons_between_the_slices_do_not_cancel_those_on_them(tmp_path):
+    thin, masks, thick = thin_and_thick(tmp_path)
     points = [
         dict(lesion='1', z_mm=float(d.ImagePositionPatient[2]), contour=k, x_mm=c, y_mm=r)
         for d, mask in zip(thin, masks)
@@ -160,11 +251,22 @@ def test_contours_between_the_slices_do_not_cancel_those_on_them(tmp_path):
         for r, c in line
     ]
     pd.DataFrame(points).to_csv(tmp_path / 'polygons.csv', index=False)
-    for kind, file in (('rtstruct', 'rtstruct.dcm'), ('polygons', 'polygons.csv')):
-        (found,) = read_structures([tmp_path / file], kind, thick)
-        assert sorted(found.masks) == list(range(len(thick)))
-        assert all((found.masks[k] != masks[2 * k]).mean() < 0.01 for k in found.masks), kind
-        assert any('between the slices left out' in note for note in found.notes)
+    check_thin(read_structures([tmp_path / 'polygons.csv'], 'polygons', thick), thick, masks)
+
+
+def test_boxes_between_the_slices_do_not_widen_those_on_them(tmp_path):
+    thin, masks, thick = thin_and_thick(tmp_path)
+    boxes = np.zeros_like(masks)
+    for mask, box in zip(masks, boxes):
+        at = np.argwhere(mask)
+        box[tuple(slice(low, high + 1) for low, high in zip(at.min(0), at.max(0)))] = True
+    rows = [
+        dict(lesion='1', z_mm=float(d.ImagePositionPatient[2]), x_min_mm=c0, x_max_mm=c1, y_min_mm=r0, y_max_mm=r1)
+        for d, mask in zip(thin, masks)
+        for (r0, c0), (r1, c1) in [(np.argwhere(mask).min(0), np.argwhere(mask).max(0))]
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / 'boxes.csv', index=False)
+    check_thin(read_structures([tmp_path / 'boxes.csv'], 'boxes', thick), thick, boxes)
 
 
 # healthy is only what is known to be

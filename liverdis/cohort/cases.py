@@ -7,6 +7,7 @@ __all__ = ['LesionMask', 'split_lesions', 'fill_between', 'case_slices', 'check_
 
 # %% ../../nbs/cohort/cases.ipynb #22ff3954
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,19 +90,35 @@ def split_lesions(
     return [_part(block, numbered[where] == i, where) for i, where in enumerate(found, 1)]
 
 # %% ../../nbs/cohort/cases.ipynb #e7a1c0d2
+def _next_above(
+    masks: dict[int, np.ndarray],  # rank of the slice to (H,W) bool
+    low: int,  # rank
+) -> dict[int, np.ndarray]:  # distance in slices to (H,W) bool
+    "The outlines on a slice, by the distance to the first slice above that has one which overlaps them."
+    found, left = {}, connected_components(masks[low], connectivity=2)
+    for high in sorted(rank for rank in masks if rank > low):
+        overlapped = np.isin(left, left[masks[high] & (left > 0)])
+        if overlapped.any():
+            found[high - low], left = overlapped, np.where(overlapped, 0, left)
+    return found
+
+
 def fill_between(
     masks: dict[int, np.ndarray],  # rank of the slice to (H,W) bool
 ) -> tuple[dict[int, np.ndarray], int]:  # the same, and what lies between; from outline to outline, 1 if nothing does
     "Masks that are drawn on every n-th slice alone, with those of the slices between."
-    ranks, filled = sorted(masks), dict(masks)
-    steps = np.diff(ranks)
-    step = int(steps.min()) if len(steps) > 1 else 0
-    if step < 2 or (steps % step).any():
+    if any(low + 1 in masks and (masks[low] & masks[low + 1]).any() for low in masks):
         return masks, 1
-    for low in ranks:
-        if low + step in masks and (masks[low] & masks[low + step]).any():
-            filled |= dict.fromkeys(range(low + 1, low + step), masks[low])
-    return dict(sorted(filled.items())), step if len(filled) > len(masks) else 1
+    above = {low: _next_above(masks, low) for low in masks}
+    distances = Counter(distance for found in above.values() for distance in found)
+    step = min(distances, default=1)
+    if distances[step] < 2 or 2 * distances[step] <= distances.total():
+        return masks, 1
+    filled = dict(masks)
+    for low, found in above.items():
+        for rank in range(low + 1, low + step) if step in found else ():
+            filled[rank] = filled[rank] | found[step] if rank in filled else found[step]
+    return dict(sorted(filled.items())), step
 
 # %% ../../nbs/cohort/cases.ipynb #4165f290
 def case_slices(

@@ -33,6 +33,7 @@ from liverdis.cohort.ct import (
     SPACINGS_MM,
     SliceHeader,
     checked_position,
+    flat_attributes,
     frame_numbers,
     header_fields,
     volume_headers,
@@ -265,11 +266,8 @@ def _image_type(ds: Dataset) -> list[str]:
 def _is_map(ds: Dataset) -> bool:
     "Whether values are something else than Hounsfield units"
     words = set(re.split(r'[\W_]+', ' '.join(_image_type(ds)).upper()))
-    return bool('DERIVED' in words and words & _MAPS) or str(ds.get('RescaleType') or 'HU') not in (
-        'HU',
-        'US',
-        'HU_MOD',
-    )
+    units = flat_attributes(ds, 0).get('RescaleType') or 'HU'
+    return bool('DERIVED' in words and words & _MAPS) or units not in ('HU', 'US', 'HU_MOD')
 
 # %% ../../nbs/cohort/headers.ipynb #9a66d5e3
 def _pixel_notes(ds: Dataset) -> tuple[str, ...]:
@@ -281,7 +279,7 @@ def _pixel_notes(ds: Dataset) -> tuple[str, ...]:
         'pixels compressed with loss': lossy == '01' or syntax in _LOSSY,
         'pixels perhaps compressed with loss': lossy == '' and syntax in _PERHAPS_LOSSY,
         'images derived from others, not as the scanner made them': 'DERIVED' in _image_type(ds),
-        'values changed by a computation on several energies': ds.get('RescaleType') == 'HU_MOD',
+        'values changed by a computation on several energies': flat_attributes(ds, 0).get('RescaleType') == 'HU_MOD',
     }
     return tuple(note for note, is_so in found.items() if is_so)
 

@@ -23,20 +23,37 @@ LABELS = (*CLASSES, 'liver', 'avoid', 'ignore')
 
 # %% ../../nbs/cohort/labels.ipynb #d4056a4d
 @cache
-def _matcher(
+def _patient_pattern(
     pattern: str,
 ) -> re.Pattern:
     "A pattern with `*`, `?` and `[...]` as a regular expression, whatever the case."
     return re.compile(translate(pattern.strip().casefold()))
 
 
-def _fits(
+@cache
+def _name_pattern(
+    pattern: str,
+) -> re.Pattern:
+    "A pattern with `*` as a regular expression, whatever the case."
+    return re.compile('.*'.join(map(re.escape, pattern.strip().casefold().split('*'))), re.DOTALL)
+
+
+def _fitting(
     names: tuple[str, ...],
     pattern: str,
-) -> bool:
-    "Whether any of the names is, or matches, a pattern, whatever its case."
-    folded = [n.strip().casefold() for n in names]
-    return pattern.strip().casefold() in folded or any(map(_matcher(pattern).match, folded))
+    compiled: re.Pattern,
+) -> set[str]:
+    "Those of the names, casefolded, that are, or match, a pattern, whatever its case."
+    folded = {n.strip().casefold() for n in names}
+    return {n for n in folded if n == pattern.strip().casefold() or compiled.fullmatch(n)}
+
+
+def _fitting_patients(
+    patients: tuple[str, ...],  # what one patient may be called
+    pattern: str,
+) -> set[str]:
+    "The names of a patient that a pattern means."
+    return _fitting(patients, pattern, _patient_pattern(pattern))
 
 # %% ../../nbs/cohort/labels.ipynb #6373628c
 @dataclass(frozen=True)
@@ -57,7 +74,8 @@ class Named:
 
     def fits(self, pattern: str) -> bool:
         "Whether the pattern means this structure, or this lesion of it."
-        return _fits(self._numbered(self.name), pattern) or (bool(self.code) and pattern in self._numbered(self.code))
+        names = _fitting(self._numbered(self.name), pattern, _name_pattern(pattern))
+        return bool(names) or (bool(self.code) and pattern in self._numbered(self.code))
 
     def in_full(self, pattern: str) -> bool:
         "Whether the pattern is a name of the structure without any placeholder."
@@ -70,7 +88,7 @@ class Named:
         patients: tuple[str, ...],  # what the patient may be called
     ) -> bool:
         "Whether a rule is about this structure of this patient."
-        return self.fits(rule[0]) and _fits(patients, rule[2])
+        return self.fits(rule[0]) and bool(_fitting_patients(patients, rule[2]))
 
 # %% ../../nbs/cohort/labels.ipynb #886137eb
 def csv_line(
@@ -116,6 +134,23 @@ def _refuse_part(
             "or the part with another word"
         )
 
+# %% ../../nbs/cohort/labels.ipynb #twonames2
+def _refuse_second_name(
+    deciding: tuple[str, str, str],  # (name pattern, label, patient pattern)
+    rules: tuple[tuple[str, str, str], ...],
+    patients: tuple[str, ...],  # what the patient may be called
+) -> None:
+    "`LabelError` if another rule for the same structures gives this patient, by another name, another label."
+    name, label, patient = deciding
+    meant = _fitting_patients(patients, patient)
+    for also, other, by in rules:
+        if also == name and other != label and (named := _fitting_patients(patients, by)) and not named & meant:
+            raise LabelError(
+                f"labels: {name!r} is {other} for {by!r} and {label} for {patient!r}, which are one patient of the "
+                "source; one label holds for all outlines of a name, so keep one line, or rename an outline; if they "
+                "are two patients, give each a PatientID of its own"
+            )
+
 # %% ../../nbs/cohort/labels.ipynb #1f6e5ca8
 @dataclass(frozen=True)
 class LabelRules:
@@ -136,10 +171,11 @@ class LabelRules:
         structure: Named,
         patients: tuple[str, ...],  # what the patient may be called
     ) -> str | None:  # a word of `LABELS`
-        "The label of a structure, None if no rule fits; `LabelError` for a liver as a lesion, or a part as the liver."
+        "The label of a structure, None if no rule fits; `LabelError` for a rule that cannot be meant."
         if rule := self.deciding(structure, patients):
             _refuse_liver(structure, rule[0], rule[1])
             _refuse_part(structure, rule[0], rule[1])
+            _refuse_second_name(rule, self.rules, patients)
             return rule[1]
         return 'liver' if _LIVER.fullmatch(structure.name.strip()) else None
 
@@ -160,6 +196,8 @@ def _read_table(
     as_text = dict(dtype=str, keep_default_na=False, skipinitialspace=True, encoding='utf-8-sig')
     try:
         df = pd.read_csv(path, sep=_separator(path), **as_text)
+        if not isinstance(df.index, pd.RangeIndex):
+            raise ValueError('lines have more cells than the first one has names')
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror}); give a CSV file with the columns name,label") from e
     except ValueError as e:

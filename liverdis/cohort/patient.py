@@ -36,9 +36,10 @@ from liverdis.cohort.outlines import (
     positions_mm,
     read_outlines,
     same_space,
-    voxel_ml,
+    volume_ml,
 )
 from .ownership import part_of
+from .roi import lesion_box
 from .scan import Annotation, PatientFiles, Problem
 from ..core import InputError
 
@@ -112,7 +113,7 @@ def refused_files(
     return {key: tuple(paths) for key, paths in refused.items()}
 
 # %% ../../nbs/cohort/patient.ipynb #30d501b1
-_LAYOUT = 5
+_LAYOUT = 6
 
 
 def _fingerprint(
@@ -166,11 +167,26 @@ def _lesion_case(
         rank=rank,
         mask=lesion.mask.on(rank, reading.series.slices[rank].shape),
         n_slices=len(lesion.mask.voxels),
-        volume_ml=lesion.mask.voxels.sum() * voxel_ml(reading.series),
+        volume_ml=volume_ml(lesion.mask, reading.series),
         notes=(*reading.series.notes, *lesion.notes),
     )
 
 # %% ../../nbs/cohort/patient.ipynb #f12a222f
+def _too_small(
+    case: Case,
+    reading: SeriesReading,
+) -> str:  # '' if it is not
+    "Why a lesion is too small to be a case."
+    options, d = reading.to.options, diameter_mm(case.mask, reading.spacing_mm)
+    if d < options.min_diameter_mm:
+        return f'is {d:.1f} mm across, less than the {options.min_diameter_mm:g} mm asked for'
+    try:
+        lesion_box(case.mask, options.margin, reading.spacing_mm)
+    except InputError as e:
+        return str(e)
+    return ''
+
+
 def _lesion_cases(
     reading: SeriesReading,
 ) -> list[Case]:
@@ -179,9 +195,7 @@ def _lesion_cases(
     for lesion in reading.lesions:
         for rank in case_slices(lesion.mask, options.slices):
             case = _lesion_case(reading, lesion, rank)
-            d = diameter_mm(case.mask, reading.spacing_mm)
-            if d < options.min_diameter_mm:
-                reason = f'is {d:.1f} mm across, less than the {options.min_diameter_mm:g} mm asked for'
+            if reason := _too_small(case, reading):
                 reading.to.skip(case.case_id, reading.series.slices[rank].path, reason)
             else:
                 cases.append(case)

@@ -180,20 +180,23 @@ def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
         return [Problem(distinct[0].header.path, reason)]
 
 # %% ../../nbs/cohort/scan.ipynb #0aec9009
-def _n_missing(slices: Sequence[SliceHeader]) -> int:
-    "Slices that are missing between others"
+def _gaps(slices: Sequence[SliceHeader]) -> str:
+    "What is uneven in the distance of slices; '' if nothing is"
     if len(slices) < 3:
-        return 0
+        return ''
     steps = np.diff([s.normal_position_mm for s in slices])
-    return int(np.round(steps / np.median(steps) - 1).clip(0).sum())
+    missing = np.round(steps / np.median(steps) - 1).astype(int)
+    if steps.min() < 0.75 * np.median(steps) or (missing[1:] * missing[:-1] > 0).any():
+        return f"slices lie {steps.min():.3g} to {steps.max():.3g} mm apart"
+    return f"{missing.sum()} slices missing in the series" if missing.any() else ''
 
 # %% ../../nbs/cohort/scan.ipynb #9e049c72
 def _stack_notes(ordered: Sequence[SliceHeader], n_copies: int) -> list[str]:
     "What a reader of the results should know of a stack"
-    first, missing = ordered[0], _n_missing(ordered)
+    first, gaps = ordered[0], _gaps(ordered)
     notes = [f"{n_copies} copies of slices left out"] if n_copies else []
-    if missing:
-        notes.append(f"{missing} slices missing in the series")
+    if gaps:
+        notes.append(gaps)
     if not is_upright(first):
         notes.append("slices lay turned or mirrored, and are turned upright")
     if first.orientation and np.abs(first.axes[:, 2]).argmax() != 2:
@@ -246,15 +249,49 @@ def _may_be_visits(all_series: Iterable[Series], src: Path) -> list[Problem]:
     return [Problem(g[0].slices[0].path, reason, failed=False) for g in several] if len(parents) > 1 else []
 
 
+def _words_without_phase(s: Series) -> tuple[str, ...]:
+    return tuple(w for w in re.split(r'[\W_]+', s.patient.casefold()) if w and phase_of(w) == 'unknown')
+
+
+def _through_number(s: Series) -> tuple[str, ...]:
+    "The words of a patient's name up to the first with a digit"
+    words = _words_without_phase(s)
+    return words[: next((i for i, w in enumerate(words, 1) if any(map(str.isdigit, w))), len(words))]
+
+
+def _may_be_sessions(all_series: Iterable[Series], src: Path) -> list[Problem]:
+    "A note for each volume that is called like another up to its number, if there are other numbers"
+    volumes = [s for s in all_series if is_volume(s.slices[0].path) and s.patient != os.path.relpath(s.folder, src)]
+    distinct = [same[0] for same in _grouped(volumes, _words_without_phase)]
+    groups = _grouped(distinct, _through_number)
+    reason = (
+        "begins like the name of another CT, and the two count as two patients; if they are visits of one, give each "
+        "patient a folder, with the same file names in all (P1/visit1.nii.gz, P1/visit2.nii.gz, P2/visit1.nii.gz)"
+    )
+    later = [s for group in groups for s in group[1:]]
+    return [Problem(s.slices[0].path, reason, failed=False) for s in later] if len(groups) > 1 else []
+
+
+def _several_names(all_series: Iterable[Series]) -> list[Problem]:
+    "A note for each PatientID that goes with several PatientNames"
+    dicom = [s for s in all_series if not is_volume(s.slices[0].path)]
+    names = lambda s: tuple(w for w in re.split(r'[\W_]+', s.identifiers.casefold()) if w)
+    others = [_grouped(group, names)[1:] for group in _grouped(dicom, lambda s: s.patient)]
+    reason = (
+        "has the PatientID of another series and another PatientName, and the two count as one patient; if they are "
+        "two, give each a PatientID of its own"
+    )
+    return [Problem(same[0].slices[0].path, reason, failed=False) for groups in others for same in groups]
+
+
 def _differ_in_phase(all_series: Iterable[Series]) -> list[Problem]:
     "A note for each volume whose patient is called like that of another but for the phase"
     firsts = {s.patient: s for s in all_series if is_volume(s.slices[0].path)}
-    words = lambda s: tuple(w for w in re.split(r'[\W_]+', s.patient.casefold()) if phase_of(w) == 'unknown')
     reason = (
         "is called like another CT but for the phase, and the two count as two patients; if they are one, give each "
         "patient a folder, with the same file names in all (P1/art.nii.gz, P1/pv.nii.gz, P2/art.nii.gz)"
     )
-    groups = _grouped(firsts.values(), words)
+    groups = _grouped(firsts.values(), _words_without_phase)
     return [Problem(s.slices[0].path, reason, failed=False) for group in groups for s in group[1:]]
 
 # %% ../../nbs/cohort/scan.ipynb #8562e5bf
@@ -810,7 +847,8 @@ def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[S
     problems = index.problems + [s for s in stacks if isinstance(s, Problem)]
     problems += [Problem(s.slices[0].path, "a copy of a DICOM series, which is used", failed=False) for s in copies]
     series = _volume_patients([s for s in series if s not in copies], src)
-    return series, problems + _differ_in_phase(series) + _may_be_visits(series, src)
+    told = _differ_in_phase(series) + _may_be_visits(series, src) + _may_be_sessions(series, src)
+    return series, problems + told + _several_names(series)
 
 # %% ../../nbs/cohort/scan.ipynb #49113c2c
 def _no_series(src: Path, index: _Index, problems: Sequence[Problem]) -> InputError:

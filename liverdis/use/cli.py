@@ -707,6 +707,10 @@ _SegmentOption = Annotated[
 _FrameOption = Annotated[
     int | None, typer.Option(min=0, help='which slice, from 0, in a volume or a DICOM file of many')
 ]
+_AtOption = Annotated[
+    tuple[int, int] | None,
+    typer.Option(metavar='ROW COL', help='a pixel of the lesion, counted from 0, if more is outlined on the slice'),
+]
 _FigureOption = Annotated[
     Path | None, typer.Option(help='picture to write: slice, look-map, probabilities, neighbours (png, pdf or svg)')
 ]
@@ -729,6 +733,7 @@ def predict(
     annotation: _OutlineOption,
     segment: _SegmentOption = '',
     frame: _FrameOption = None,
+    at: _AtOption = None,
     arm: Annotated[str, typer.Option(help='whose classifiers: an arm of the run')] = 'proposed',
     arms: _OwnArmsOption = None,
     figure: _FigureOption = None,
@@ -745,7 +750,7 @@ def predict(
     _check_figure(figure)
     if arms:
         load_arms(arms)
-    answer = p.predict(run, image, annotation, segment, arm, frame)
+    answer = p.predict(run, image, annotation, segment, arm, frame, at)
     why = p.explain(run, answer, arm)
     if as_json:
         print(json.dumps(p.as_json(answer, why), allow_nan=False, indent=1))

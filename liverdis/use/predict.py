@@ -21,6 +21,7 @@ import pydicom
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from skimage.measure import label as connected_components
 from torch import nn
 
 from ..cohort.annotation.readers import kind_of_name, read_mask
@@ -94,6 +95,19 @@ class Prediction:
         "The class of the highest average probability."
         return str(self.mean.idxmax())
 
+# %% ../../nbs/use/predict.ipynb #oneregn2
+def _one_region(mask: np.ndarray, at: tuple[int, int] | None, where: str | Path) -> np.ndarray:
+    "The mask of one lesion; `InputError` if several are outlined and `at` tells none of them"
+    numbered = connected_components(mask, connectivity=2)
+    pixels = [np.argwhere(numbered == i) for i in range(1, numbered.max() + 1)]
+    listed = [f'{len(p)} pixels at row {p[len(p) // 2][0]}, column {p[len(p) // 2][1]}' for p in pixels[:5]]
+    said = '; '.join(listed) + (f'; and {len(pixels) - 5} more' if len(pixels) > 5 else '')
+    if at is not None and not (0 <= at[0] < mask.shape[0] and 0 <= at[1] < mask.shape[1] and mask[at]):
+        raise InputError(f'{where}: outlines nothing at row {at[0]}, column {at[1]}; it has {said}')
+    if at is None and len(pixels) > 1:
+        raise InputError(f'{where}: outlines {len(pixels)} lesions on this slice ({said}); say which with --at ROW COL')
+    return mask if at is None else numbered == numbered[at]
+
 # %% ../../nbs/use/predict.ipynb #52f87e9f
 @torch.no_grad()
 def classify(
@@ -103,10 +117,12 @@ def classify(
     annotation: str | Path,  # the outline of the lesion on it, of any of `ANNOTATION_KINDS`
     segment: str = '',  # which outline in the file, if it has several: its key (number, value, id) or its name
     frame: int | None = None,  # which slice, from 0, in an image file of many
+    at: tuple[int, int] | None = None,  # row and column, from 0, of a pixel of the lesion, if others are outlined too
 ) -> Prediction:
-    "Class probabilities of one lesion from each network. Raises `InputError`."
+    "Class probabilities of one lesion from each network. Raises `InputError`, too for several lesions without `at`."
     ct = read_image(image, frame)
     ct, mask = upright(ct, read_mask(annotation, annotation_kind(annotation), segment, ct))
+    mask = _one_region(mask, at, annotation)
     box = lesion_box(mask, settings.margin, ct.spacing_mm)
     x = to_roi(crop(ct.hu, box, settings.roi_size)[None], settings).as_subclass(torch.Tensor)[None]
     probs = {name: net.eval()(x).softmax(1)[0].tolist() for name, net in nets.items()}
@@ -133,11 +149,12 @@ def predict(
     segment: str = '',
     arm: str = 'proposed',  # 'baseline', or another arm of the run
     frame: int | None = None,
+    at: tuple[int, int] | None = None,
 ) -> Prediction:
     "Class probabilities from every classifier of one arm: one a fold and repeat. Raises `InputError`."
     there = Run(Path(run))
     nets = {task.name: load_network(there, task) for task in _tasks(there, arm)}
-    return classify(nets, there.settings, image, annotation, segment, frame)
+    return classify(nets, there.settings, image, annotation, segment, frame, at)
 
 # %% ../../nbs/use/predict.ipynb #9780a455
 def _draw_slice(p: Prediction, ax: Axes, window: tuple[float, float]) -> None:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .contours import fill_polygons
-from .structures import SAME_PLACE_MM, SliceStack, Structure, select_structures
+from .contours import fill_polygons, on_nearest_plane
+from .structures import SliceStack, Structure, select_structures
 from ..door import guarded, require_file
 from ...core import InputError, brief
 
@@ -263,8 +263,23 @@ class _Rows(NamedTuple):
     df: pd.DataFrame
     ranks: np.ndarray  # (N,) of the slice of each row
     lesions: list[str]  # asked for, on these slices or not
+    n_between: dict[str, int]  # lesion -> rows left out, since they lie between the slices
 
+    def note(self, lesion: str, what: str) -> tuple[str, ...]:
+        n = self.n_between.get(lesion)
+        return (f'{n} {what} between the slices left out',) if n else ()
 
+# %% ../../../nbs/cohort/annotation/tables.ipynb #nearpln5
+def _on_nearest_planes(df: pd.DataFrame, ranks: np.ndarray, stack: SliceStack, path: str | Path) -> np.ndarray:
+    "Which rows lie on the plane of their lesion that is nearest to their slice, (N,) bool"
+    if 'z_mm' not in df or df.empty:
+        return np.ones(len(df), bool)
+    slices_mm = np.array([s.position_mm[2] for s in stack.slices if s.position_mm])
+    off_mm = pd.Series(_number_columns(df, ['z_mm'], path)[:, 0] - slices_mm[ranks])
+    of_slice = off_mm.groupby([df.lesion.to_numpy(), ranks])
+    return of_slice.transform(lambda off: on_nearest_plane(off.to_numpy())).to_numpy(bool)
+
+# %% ../../../nbs/cohort/annotation/tables.ipynb #nearpln6
 _MOST_LESIONS = 1000  # on one series, each with a mask for each of its slices
 
 
@@ -273,10 +288,11 @@ def _asked_rows(path: str | Path, stack: SliceStack, keys: Iterable[str] | None)
     lesions = list(select_structures(path, 'lesion', {k: k for k in df.lesion}, keys))
     df = df[df.lesion.isin(lesions)]
     ranks = _row_ranks(df, stack, path)
-    here = df[ranks >= 0]
-    if (n := here.lesion.nunique()) > _MOST_LESIONS:
+    df, ranks = df[ranks >= 0], ranks[ranks >= 0]
+    if (n := df.lesion.nunique()) > _MOST_LESIONS:
         raise InputError(f"{path}: outlines {n} lesions on one series, more than {_MOST_LESIONS}; give a table of them")
-    return _Rows(here, ranks[ranks >= 0], lesions)
+    here = _on_nearest_planes(df, ranks, stack, path)
+    return _Rows(df[here], ranks[here], lesions, df.lesion[~here].value_counts().to_dict())
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #115e8f34
 class _PointColumns(NamedTuple):
@@ -349,21 +365,10 @@ def read_boxes(
         if rank not in masks[lesion]:
             masks[lesion][int(rank)] = np.zeros(shape, bool)
         masks[lesion][int(rank)][at] = True
-    return [Structure(k, k, dict(sorted(on.items())), ('a box, no outline',)) for k, on in masks.items()]
+    notes = {lesion: ('a box, no outline', *rows.note(lesion, 'boxes')) for lesion in masks}
+    return [Structure(k, k, dict(sorted(on.items())), notes[k]) for k, on in masks.items()]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #470b0084
-def _on_nearest_planes(rows: _Rows, stack: SliceStack, path: str | Path) -> tuple[_Rows, dict[str, int]]:
-    "The points of a lesion on the plane that is nearest to their slice, and how many lie on others, by lesion"
-    if 'z_mm' not in rows.df:
-        return rows, {}
-    slices_mm = np.array([s.position_mm[2] for s in stack.slices if s.position_mm])
-    off_mm = pd.Series(_number_columns(rows.df, ['z_mm'], path)[:, 0] - slices_mm[rows.ranks])
-    of_slice = off_mm.groupby([rows.df.lesion.to_numpy(), rows.ranks])
-    here = (off_mm - of_slice.transform(lambda o: o.iloc[o.abs().argmin()])).abs().to_numpy() <= SAME_PLACE_MM
-    left_out = rows.df.lesion[~here].value_counts().to_dict()
-    return _Rows(rows.df[here], rows.ranks[here], rows.lesions), left_out
-
-
 @guarded
 def read_polygons(
     paths: Sequence[str | Path],  # one CSV
@@ -372,7 +377,7 @@ def read_polygons(
 ) -> list[Structure]:
     "Read a table of polygons, filled by the even-odd rule."
     (path,) = paths
-    rows, n_between = _on_nearest_planes(_asked_rows(path, stack, keys), stack, path)
+    rows = _asked_rows(path, stack, keys)
     points = _at_pixels(rows, _VERTEX, stack, path)
     contour = rows.df.get('contour', pd.Series('', rows.df.index))
     table = pd.DataFrame(dict(lesion=rows.df.lesion.to_numpy(), rank=rows.ranks, contour=contour.to_numpy()))
@@ -383,14 +388,12 @@ def read_polygons(
             short[lesion] += 1
         else:
             polygons[lesion][int(rank)].append(points[vertices])
-    notes = {lesion: _left_out(short[lesion], n_between.get(lesion, 0)) for lesion in rows.lesions}
+    notes = {lesion: (*_few(short[lesion]), *rows.note(lesion, 'points')) for lesion in rows.lesions}
     return [_filled(lesion, polygons[lesion], notes[lesion], stack, path) for lesion in rows.lesions]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e5fac222
-def _left_out(n_short: int, n_between: int) -> tuple[str, ...]:
-    few = (f'{n_short} contours of fewer than three points left out',) if n_short else ()
-    between = (f'{n_between} points between the slices left out',) if n_between else ()
-    return few + between
+def _few(n: int) -> tuple[str, ...]:
+    return (f'{n} contours of fewer than three points left out',) if n else ()
 
 
 def _filled(
