@@ -25,6 +25,7 @@ from liverdis.cohort.labels import LabelRules
 from liverdis.cohort.manifest import load_manifest, verify_files
 from liverdis.cohort.roi import cached_rois, extract_roi
 from liverdis.cohort.scan import scan_folder
+from liverdis.core import InputError
 from liverdis.use.cli import app
 
 REALDATA = Path(os.environ.get('LIVERDIS_REALDATA', Path(__file__).parents[1] / '../shared/realdata')).resolve()
@@ -532,6 +533,20 @@ def test_slices_of_one_enhanced_file_are_images_of_their_own(tmp_path):
     ingest(src, tmp_path / 'out', LabelRules((('tumour', 'cyst', '*'),)))
     uids = [pydicom.dcmread(p).SOPInstanceUID for p in (tmp_path / 'out/cases').glob('*/*.dcm')]
     assert len(uids) == len(set(uids)) == 2
+
+
+def test_a_map_in_an_enhanced_file_is_not_taken_for_ct(tmp_path):
+    "It says its units with its frames"
+    write_example(tmp_path / 'made', 'A^A', 'P1', 1, [(4, 76, 45, 8)])
+    slices = [pydicom.dcmread(p) for p in (tmp_path / 'made/PATIENT_DICOM').iterdir()]
+    made = hd.legacy.LegacyConvertedEnhancedCTImage(formats.sources(slices), '1.2.3', 1, '1.2.3.4', 1)
+    for group in (*made.SharedFunctionalGroupsSequence, *made.PerFrameFunctionalGroupsSequence):
+        for values in group.get('PixelValueTransformationSequence', []):
+            values.RescaleType = 'MGML'
+    (tmp_path / 'src').mkdir()
+    made.save_as(tmp_path / 'src/ct.dcm')
+    with pytest.raises(InputError, match='DICOM map'):
+        ingest(tmp_path / 'src', tmp_path / 'out', TUMOUR)
 
 
 def test_one_patient_in_two_cohorts_has_one_id_with_one_key(tmp_path):

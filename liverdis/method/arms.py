@@ -54,6 +54,12 @@ from liverdis.method.variants import (
 from ..settings import Settings
 
 # %% ../../nbs/method/arms.ipynb #ce3d6e3d
+_OWN = (  # how the names of the settings begin that an arm's own learner and network follow
+    *('batch_size', 'views', 'max_', 'weight_decay', 'mixture_'),
+    *('encoder_widths', 'decoder_widths', 'code_size', 'hidden', 'dropout'),
+)
+
+
 class ArmFold:
     "One fold as an arm sees it: settings, seed, DataLoaders, and the generators trained on the fold's training part."
 
@@ -72,8 +78,16 @@ class ArmFold:
         return self._dataloaders(self.settings)
 
     def changed(self, **changes: Any) -> 'ArmFold':
-        "The same fold with some settings changed."
-        return ArmFold(replace(self.settings, **changes), self.seed, self._dataloaders, self.network)
+        "The same fold with some settings changed. `InputError` for those that hold for the whole run."
+        now = replace(self.settings, **changes)
+        fixed = [k for k in changes if not k.startswith(_OWN) and getattr(now, k) != getattr(self.settings, k)]
+        if fixed:
+            also = '; KeepLast, a callback, keeps the last epoch of one arm' if 'keep' in fixed else ''
+            raise InputError(
+                f"an arm cannot change {', '.join(fixed)}: all arms of a run share it, so give it to the run, as "
+                f"--set {fixed[0]}={getattr(now, fixed[0])}{also}"
+            )
+        return ArmFold(now, self.seed, self._dataloaders, self.network)
 
 # %% ../../nbs/method/arms.ipynb #133ed49e
 def classifier_network(settings: Settings) -> nn.Sequential:
@@ -109,6 +123,8 @@ def arm(
 
     def register(learner):
         name = learner.__name__.replace('_', '-')
+        if name in ('disentangle', 'sharp', 'vae', 'oracle') or name.startswith('measure'):
+            raise InputError(f"arm '{name}' is called like a task of the library: choose another name")
         if name in ARMS and ARMS[name].learner.__module__ != learner.__module__:
             raise InputError(f"arm '{name}' is taken by {ARMS[name].learner.__module__}: choose another name")
         ARMS[name] = Arm(name, learner, (needs,) if isinstance(needs, str) else needs, model)

@@ -66,7 +66,7 @@ class SplitStatistics(Hooked):
 
     def before_fit(self) -> None:
         "Hook on to every BatchNorm layer."
-        layers = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm1d)]
+        layers = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         apart = [m.register_forward_pre_hook(self._hold_back) for m in layers]
         self.hook(*apart, *(m.register_forward_hook(self._append) for m in layers))
 
@@ -77,7 +77,9 @@ class SplitStatistics(Hooked):
     def _append(self, layer, inputs, output):
         if self._held is None or not len(self._held):
             return output
-        apart = F.batch_norm(self._held, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
+        alone = self._held.numel() == self._held.shape[1]  # one value a channel, without a variance: that of real ones
+        mean, var = (layer.running_mean, layer.running_var) if alone else (None, None)
+        apart = F.batch_norm(self._held, mean, var, layer.weight, layer.bias, training=not alone, eps=layer.eps)
         return torch.cat([output, apart])
 
 # %% ../../nbs/method/variants.ipynb #74d64f34

@@ -51,13 +51,19 @@ def measured_by(
 def task_graph(
     arms: Iterable[str] = PAPER_ARMS,  # names in `ARMS`
 ) -> dict[str, tuple[str, ...]]:
-    "Each task of a fold and those that it needs, in an order in which they can run. `InputError` for unknown arms."
+    "Each task of a fold and those that it needs, in an order in which they can run. `InputError` if one is not known."
     needs = {arm.name: arm.needs for arm in chosen_arms(['baseline', *arms])}
     generators = [g for g in GENERATORS.values() if any(g.name in n for n in needs.values())]
     made = {g.name: g.needs for g in generators}
     measures = {measured_by(g.name): (g.name, 'swap_classifier') for g in generators if g.has_codes}
     judged = {'swap_classifier': ()} if measures else {}
-    return {'baseline': (), **made, **needs, **judged, **measures}
+    graph = {'baseline': (), **made, **needs, **judged, **measures}
+    for name, wanted in needs.items():
+        for missing in (n for n in wanted if n not in graph or n == name):
+            raise InputError(
+                f"arm '{name}' needs '{missing}', which no task makes: choose from {', '.join(GENERATORS)}"
+            )
+    return graph
 
 # %% ../../nbs/study/run.ipynb #73ff2c50
 @dataclasses.dataclass(frozen=True)
@@ -452,6 +458,20 @@ def _check_sizes(settings: Settings, graph: Iterable[str]) -> None:
         for generator in (GENERATORS[kind] for kind in graph if kind in GENERATORS):
             generator.model(generator.settings(settings))
 
+# %% ../../nbs/study/run.ipynb #unseenarm2
+def _is_of_user(kind: str) -> bool:
+    "Whether a task trains an arm that is not the library's."
+    return kind in ARMS and ARMS[kind].learner.__module__ != ARMS['baseline'].learner.__module__
+
+
+def _refuse_unseen(arms: Iterable[str], arms_file: str | Path | None) -> None:
+    "`InputError` for an arm that is in no file."
+    for name in filter(_is_of_user, arms):
+        if arms_file is None or ARMS[name].learner.__module__ == '__main__':
+            raise InputError(
+                f"arm '{name}' is in no file that a process could load: write it to one, and give it as arms_file"
+            )
+
 # %% ../../nbs/study/run.ipynb #f74fcb86
 def start_run(
     folder: str | Path,  # made if missing; the run goes on if the folder holds the same one
@@ -469,6 +489,7 @@ def start_run(
     folder, made = Path(folder), fold_table(manifest, settings, repeats) if folds is None else folds
     check_folds(made)
     _check_sizes(settings, task_graph(arms))
+    _refuse_unseen(arms, arms_file)
     if (folder / 'run.json').exists():
         run = Run(folder)
         _refuse_other_run(run, asked)
@@ -484,11 +505,6 @@ def start_run(
 # %% ../../nbs/study/run.ipynb #91a75f04
 _SHAPE_GENERATORS = ('decoder_widths', 'dropout', 'disentangle_', 'lam', 'adversary_', 'standardise')
 _SHAPE_MIXTURES = ('mixture_',)
-
-
-def _is_of_user(kind: str) -> bool:
-    "Whether a task trains an arm of a user's file."
-    return kind in ARMS and ARMS[kind].learner.__module__ != ARMS['baseline'].learner.__module__
 
 
 def _unread(kind: str) -> tuple[str, ...]:

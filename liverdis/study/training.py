@@ -21,6 +21,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
 from fastcore.basics import patch
+from fastcore.foundation import L
 from torch import nn
 
 from ..core import InputError, brief, write_atomic
@@ -41,9 +42,15 @@ def _stateful(learn: Learner) -> list[Callback]:
     return [cb for cb in learn.cbs if hasattr(type(cb), 'load_state_dict')]
 
 
+def _plain(value: Any) -> Any:
+    "fastai's lists as lists, which `torch.load` reads"
+    return [_plain(v) for v in value] if isinstance(value, (L, list)) else value
+
+
 def _save_checkpoint(path: Path, learn: Learner, state: dict[str, Any]) -> None:
     "Write the file whole or not at all. `InputError` if there is no room for it."
-    parts = {'state': state, 'model': learn.model.state_dict(), 'opt': learn.opt.state_dict()['state']}
+    of_opt = {k: _plain(v) for k, v in learn.opt.state_dict().items() if k not in ('hypers', 'param_groups')}
+    parts = {'state': state, 'model': learn.model.state_dict(), 'opt': of_opt}
     parts |= {cb.name: cb.state_dict() for cb in _stateful(learn)}
     part = path.with_suffix('.tmp')
     try:
@@ -57,7 +64,7 @@ def _save_checkpoint(path: Path, learn: Learner, state: dict[str, Any]) -> None:
 def _put_back(saved: dict[str, Any], learn: Learner) -> dict[str, Any]:
     learn.model.load_state_dict(saved['model'])
     learn.create_opt()
-    learn.opt.load_state_dict({**learn.opt.state_dict(), 'state': saved['opt']})
+    learn.opt.load_state_dict({**learn.opt.state_dict(), **saved['opt']})
     for cb in _stateful(learn):
         cb.load_state_dict(saved[cb.name])
     return saved['state']
@@ -129,15 +136,26 @@ class Checkpoint(_SeededEpochs):
         if stood := self.state.get('smooth_loss'):
             self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = stood
 
+    def before_epoch(self) -> None:
+        "Seed; tell the callbacks of an epoch that is done, which fastai runs through without training, what it gave."
+        super().before_epoch()
+        if self.epoch <= self.state['epoch']:
+            done = self.state['history'][self.epoch]
+            self.recorder.log += [done[name] for name in self.recorder.metric_names[1:] if name != 'time']
+
     def after_epoch(self) -> None:
         "Extend the history and keep the weights; save if it is time to."
         if self.epoch <= self.state['epoch']:
-            return  # fastai runs through the epochs before `start_epoch`, too
+            return
         row = dict(zip(self.recorder.metric_names, [self.epoch, *self.learn.final_record]))
         row['time'] = time.perf_counter() - self.epoch_start
         _check_loss(row, self.folder.name)
         _add_epoch(self.state, row, self.model, self.best)
-        self.state['smooth_loss'] = self.recorder.smooth_loss.count, self.recorder.smooth_loss.val
+        smooth = self.recorder.smooth_loss
+        self.state['smooth_loss'] = (
+            smooth.count,
+            smooth.val.as_subclass(torch.Tensor),
+        )  # some losses are fastai's tensors
         write_atomic(self.folder / 'history.csv', pd.DataFrame(self.state['history']).to_csv(index=False))
         self._save_if_due()
 
