@@ -100,7 +100,7 @@ from liverdis.use.trained import EXAMPLE, example_run
 folder, file = sys.argv[1:]
 load_arms(file)
 example_run(folder)
-start_run(folder, load_manifest(f"{folder}/phantom/manifest.csv"), EXAMPLE, arms=["own-one"])
+start_run(folder, load_manifest(f"{folder}/phantom/manifest.csv"), EXAMPLE, arms=["own-one"], arms_file=file)
 run_task(folder, Task(0, 1, "own-one"), file)
 """
 
