@@ -17,6 +17,7 @@ from liverdis.cohort.annotation.readers import ANNOTATION_KINDS, read_mask
 from liverdis.cohort.ct import read_slice
 from liverdis.cohort.manifest import file_checksum, load_manifest
 from liverdis.cohort.phantom.cohort import write_phantom
+from liverdis.core import InputError
 from liverdis.settings import preset
 from liverdis.use import cli
 from liverdis.use.cli import app
@@ -160,11 +161,11 @@ def test_a_good_manifest_passes(cohort):
     assert r.exit_code == 0 and "all 24 lesions can be used" in r.output
 
 
-def a_prediction(image, annotation, segment):
+def a_prediction(image, annotation, segment, at=None):
     "By a network that has learned nothing"
     settings = preset("smoke")
     net = nn.Sequential(nn.Flatten(), nn.Linear(settings.roi_size**2, len(settings.classes)))
-    return classify({"a": net, "b": net}, settings, image, annotation, segment)
+    return classify({"a": net, "b": net}, settings, image, annotation, segment, at=at)
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
@@ -172,7 +173,7 @@ def test_dciodvfy_finds_no_error_in_a_structured_report(cohort, tmp_path):
     "It warns of our own coding scheme, which it cannot know, and of nothing else"
     row = load_manifest(cohort / "manifest.csv").df.iloc[0]
     given = cohort / row.image_path, cohort / row.annotation_path
-    write_structured_report(a_prediction(*given, row.segment), *given, tmp_path / "report.dcm", row.segment)
+    write_structured_report(a_prediction(*given, row.segment), given[0], tmp_path / "report.dcm")
     said = subprocess.run(["dciodvfy", tmp_path / "report.dcm"], capture_output=True, text=True).stderr
     assert "ComprehensiveSR" in said and "Error" not in said
     assert all("99LIVERDIS" in line for line in said.splitlines() if "Warning" in line)
@@ -191,10 +192,30 @@ def test_the_line_of_a_structured_report_lies_on_the_pixels_as_stored(cohort, tm
     given = tmp_path / "ct.dcm", tmp_path / "mask.png"
     p = a_prediction(*given, "")
     assert (p.mask != (mask > 0)).any()
-    write_structured_report(p, *given, tmp_path / "report.dcm")
+    write_structured_report(p, given[0], tmp_path / "report.dcm")
     (group,) = sr.srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
     inside = polygon2mask(mask.shape, group.roi.value[:, ::-1] - 0.5)
     assert (inside == (mask > 0)).all()
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_one_of_several_lesions_is_asked_for_and_reported(cohort, tmp_path, way):
+    "By a pixel of the image as it is stored, upright or not; without it they are refused"
+    row = load_manifest(cohort / "manifest.csv").df.iloc[0]
+    ds = pydicom.dcmread(cohort / row.image_path)
+    ds.ImageOrientationPatient = [way, 0, 0, 0, 1, 0]
+    ds.save_as(tmp_path / "ct.dcm")
+    large, small = np.zeros((2, ds.Rows, ds.Columns), bool)
+    large[20:60, 20:60] = small[70:90, 80:95] = True
+    Image.fromarray(large | small).save(tmp_path / "mask.png")
+    given = tmp_path / "ct.dcm", tmp_path / "mask.png", ""
+    with pytest.raises(InputError, match="outlines 2 lesions.*--at ROW COL"):
+        a_prediction(*given)
+    p = a_prediction(*given, at=(75, 82))
+    assert p.mask.sum() == small.sum() and (p.drawn == small).all()
+    write_structured_report(p, given[0], tmp_path / "report.dcm")
+    (group,) = sr.srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
+    assert (polygon2mask(small.shape, group.roi.value[:, ::-1] - 0.5) == small).all()
 
 
 def test_progress_in_a_log(monkeypatch, capsys):

@@ -759,7 +759,7 @@ def predict(
     if figure:
         write_picture(p.draw_evidence(answer, why, Run(run).settings), figure, dpi=120)
     if dicom:
-        write_structured_report(answer, image, annotation, dicom, segment, frame)
+        write_structured_report(answer, image, dicom, frame)
         print(f'{dicom}: names the patient as {image} does', file=sys.stderr)
 
 # %% ../../nbs/use/cli.ipynb #0b0046a7

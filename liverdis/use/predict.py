@@ -84,6 +84,7 @@ class Prediction:
     mask: np.ndarray  # (H,W), the lesion
     box: Box  # the square that the networks saw
     roi: torch.Tensor  # (1,S,S), as they saw it
+    drawn: np.ndarray  # the mask on the image as it is stored, before `slice` was turned upright
 
     @property
     def mean(self) -> pd.Series:
@@ -117,19 +118,19 @@ def classify(
     annotation: str | Path,  # the outline of the lesion on it, of any of `ANNOTATION_KINDS`
     segment: str = '',  # which outline in the file, if it has several: its key (number, value, id) or its name
     frame: int | None = None,  # which slice, from 0, in an image file of many
-    at: tuple[int, int] | None = None,  # row and column, from 0, of a pixel of the lesion, if others are outlined too
+    at: tuple[int, int] | None = None,  # row and column of one of its pixels, from 0, if others are outlined too
 ) -> Prediction:
     "Class probabilities of one lesion from each network. Raises `InputError`, too for several lesions without `at`."
     ct = read_image(image, frame)
-    ct, mask = upright(ct, read_mask(annotation, annotation_kind(annotation), segment, ct))
-    mask = _one_region(mask, at, annotation)
+    drawn = _one_region(read_mask(annotation, annotation_kind(annotation), segment, ct), at, annotation)
+    ct, mask = upright(ct, drawn)
     box = lesion_box(mask, settings.margin, ct.spacing_mm)
     x = to_roi(crop(ct.hu, box, settings.roi_size)[None], settings).as_subclass(torch.Tensor)[None]
     probs = {name: net.eval()(x).softmax(1)[0].tolist() for name, net in nets.items()}
     table = pd.DataFrame.from_dict(probs, orient='index', columns=list(settings.classes))
     if bad := list(table.index[~np.isfinite(table).all(axis=1)]):
         raise InputError(f'{bad[0]}: gives no number as a probability, so its weights are damaged; train it again')
-    return Prediction(table, ct, mask, box, x[0])
+    return Prediction(table, ct, mask, box, x[0], drawn)
 
 # %% ../../nbs/use/predict.ipynb #f62eaf69
 def _tasks(run: Run, arm: str) -> list[Task]:

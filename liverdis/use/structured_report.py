@@ -18,11 +18,10 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from skimage.measure import find_contours
 
-from ..cohort.annotation.readers import read_mask
-from ..cohort.ct import read_dicom, read_slice
+from ..cohort.ct import read_dicom
 from ..cohort.volumes import is_volume
 from ..core import InputError, brief, write_atomic
-from .predict import Prediction, annotation_kind
+from .predict import Prediction
 
 # %% ../../nbs/use/structured_report.ipynb #8ed2561e
 def _area(line: np.ndarray) -> float:
@@ -118,18 +117,15 @@ def _read_evidence(image: str | Path) -> Dataset:
 
 def write_structured_report(
     p: Prediction,
-    image: str | Path,  # DICOM, from which the prediction was made, and so the others
-    annotation: str | Path,
+    image: str | Path,  # DICOM, from which the prediction was made, and so the frame
     out: str | Path,  # file to write; its folder is made when missing
-    segment: str = '',
     frame: int | None = None,
 ) -> None:
     "A prediction as a DICOM measurement report (TID 1500), which names the patient as the image does. `InputError`."
     if is_volume(image):
         raise InputError(f'{image}: has no patient and no study to file a report with; give a DICOM image')
-    ds, ct = _read_evidence(image), read_slice(image, frame)
-    line = outline(read_mask(annotation, annotation_kind(annotation), segment, ct))
-    lesion = _lesion(p, _region(ds, line, frame), f'{len(p.probabilities)} classifiers')
+    ds = _read_evidence(image)
+    lesion = _lesion(p, _region(ds, outline(p.drawn), frame), f'{len(p.probabilities)} classifiers')
     try:
         _report(ds, lesion).save_as(content := BytesIO(), enforce_file_format=True)
     except ValueError as e:
