@@ -144,7 +144,9 @@ def _refuse_second_name(
     name, label, patient = deciding
     meant = _fitting_patients(patients, patient)
     for also, other, by in rules:
-        if also == name and other != label and (named := _fitting_patients(patients, by)) and not named & meant:
+        if other == label or also.strip().casefold() != name.strip().casefold():
+            continue
+        if (named := _fitting_patients(patients, by)) and not named & meant:
             raise LabelError(
                 f"labels: {name!r} is {other} for {by!r} and {label} for {patient!r}, which are one patient of the "
                 "source; one label holds for all outlines of a name, so keep one line, or rename an outline; if they "

@@ -266,6 +266,7 @@ class _Rows(NamedTuple):
     n_between: dict[str, int]  # lesion -> rows left out, since they lie between the slices
 
     def note(self, lesion: str, what: str) -> tuple[str, ...]:
+        "What to say of the rows of a lesion that were left out"
         n = self.n_between.get(lesion)
         return (f'{n} {what} between the slices left out',) if n else ()
 
