@@ -194,7 +194,7 @@ class MachineSettings:
     )
 
 # %% ../nbs/settings.ipynb #cd52f299
-@dataclass(frozen=True, config=ConfigDict(extra='forbid'))
+@dataclass(frozen=True, config=ConfigDict(extra='forbid', allow_inf_nan=False))
 class Settings(
     MachineSettings,
     MixtureSettings,

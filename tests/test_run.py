@@ -55,7 +55,7 @@ def done(out):
     return {p: p.stat().st_mtime_ns for p in out.glob("weights/*.json")}
 
 
-@pytest.mark.parametrize("how, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("how, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_stopped_run_goes_on_with_the_same_numbers(straight, tmp_path, how, code):
     "Also, the same lesions given as a user's own give the same numbers, and the run does not call them the phantom"
     run = command(out := tmp_path / "run", "--manifest", str(straight / "phantom" / "manifest.csv"))
@@ -65,6 +65,7 @@ def test_stopped_run_goes_on_with_the_same_numbers(straight, tmp_path, how, code
         time.sleep(0.05)
     assert stop(process, how) == code
     assert not (out / "results.json").exists()
+    assert how == signal.SIGKILL or json.loads((out / "run.json").read_text())["wall_time_s"] > 0
     before = done(out)
     subprocess.run(run, check=True, capture_output=True)
     assert before.items() <= done(out).items(), "finished tasks were done again"

@@ -79,12 +79,19 @@ def _answer(request: bytes) -> tuple[dict, bytes]:
         return {'error': brief(e)}, b''
 
 # %% ../../nbs/cohort/decoding.ipynb #7e982918
-def serve() -> None:
-    "Answer requests on the standard input until it ends."
-    import resource  # not on Windows, where nothing limits the process
-
+def _limit_memory() -> None:
+    "Keep this process below `_MEMORY`, where the system can."
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard), hard))
+
+
+def serve() -> None:
+    "Answer requests on the standard input until it ends."
+    _limit_memory()
     answers = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)
     for request in sys.stdin.buffer:

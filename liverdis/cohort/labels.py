@@ -22,12 +22,19 @@ from ..core import CLASSES, InputError, brief, csv_text, plain_text, write_atomi
 LABELS = (*CLASSES, 'liver', 'avoid', 'ignore')
 
 # %% ../../nbs/cohort/labels.ipynb #d4056a4d
+def _folded(
+    name: str,  # or a pattern
+) -> str:
+    "A name for comparisons: without blanks around it, whatever its case."
+    return name.strip().casefold()
+
+
 @cache
 def _patient_pattern(
     pattern: str,
 ) -> re.Pattern:
     "A pattern with `*`, `?` and `[...]` as a regular expression, whatever the case."
-    return re.compile(translate(pattern.strip().casefold()))
+    return re.compile(translate(_folded(pattern)))
 
 
 @cache
@@ -35,7 +42,7 @@ def _name_pattern(
     pattern: str,
 ) -> re.Pattern:
     "A pattern with `*` as a regular expression, whatever the case."
-    return re.compile('.*'.join(map(re.escape, pattern.strip().casefold().split('*'))), re.DOTALL)
+    return re.compile('.*'.join(map(re.escape, _folded(pattern).split('*'))), re.DOTALL)
 
 
 def _fitting(
@@ -44,8 +51,7 @@ def _fitting(
     compiled: re.Pattern,
 ) -> set[str]:
     "Those of the names, casefolded, that are, or match, a pattern, whatever its case."
-    folded = {n.strip().casefold() for n in names}
-    return {n for n in folded if n == pattern.strip().casefold() or compiled.fullmatch(n)}
+    return {n for n in map(_folded, names) if n == _folded(pattern) or compiled.fullmatch(n)}
 
 
 def _fitting_patients(
@@ -79,8 +85,7 @@ class Named:
 
     def in_full(self, pattern: str) -> bool:
         "Whether the pattern is a name of the structure without any placeholder."
-        names = [n.strip().casefold() for n in (*self._numbered(self.name), *self._numbered(self.code))]
-        return pattern.strip().casefold() in names
+        return _folded(pattern) in map(_folded, (*self._numbered(self.name), *self._numbered(self.code)))
 
     def meant_by(
         self,
@@ -144,7 +149,7 @@ def _refuse_second_name(
     name, label, patient = deciding
     meant = _fitting_patients(patients, patient)
     for also, other, by in rules:
-        if other == label or also.strip().casefold() != name.strip().casefold():
+        if other == label or _folded(also) != _folded(name):
             continue
         if (named := _fitting_patients(patients, by)) and not named & meant:
             raise LabelError(

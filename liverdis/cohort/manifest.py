@@ -191,13 +191,15 @@ def _validate(rows, name):
 
 # %% ../../nbs/cohort/manifest.ipynb #8f37403f
 def _read_csv(path):
-    "Header and rows of a CSV, all cells as text."
+    "Header and rows of a CSV, all cells as text, without blank rows at the end."
     try:
         lines = list(csv.reader(path.read_text(encoding='utf-8-sig').splitlines(keepends=True)))
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror}); give the path of a manifest CSV") from e
     except (ValueError, csv.Error) as e:
         raise InputError(f"{path}: is not a CSV table ({e}); save it as comma-separated UTF-8 text") from e
+    while lines and not any(map(str.strip, lines[-1])):
+        lines.pop()
     return (lines[0], lines[1:]) if lines else ([], [])
 
 # %% ../../nbs/cohort/manifest.ipynb #a2ec36e5

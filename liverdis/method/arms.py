@@ -12,6 +12,7 @@ __all__ = ['ARMS', 'GENERATORS', 'ArmFold', 'classifier_network', 'Arm', 'arm', 
 
 # %% ../../nbs/method/arms.ipynb #3364697d
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -123,7 +124,7 @@ def arm(
 
     def register(learner):
         name = learner.__name__.replace('_', '-')
-        if name in ('disentangle', 'sharp', 'vae', 'oracle') or name.startswith('measure'):
+        if name in (*GENERATORS, 'oracle') or name.startswith('measure'):
             raise InputError(f"arm '{name}' is called like a task of the library: choose another name")
         if name in ARMS and ARMS[name].learner.__module__ != learner.__module__:
             raise InputError(f"arm '{name}' is taken by {ARMS[name].learner.__module__}: choose another name")
@@ -136,12 +137,18 @@ def arm(
 def load_arms(
     path: str | Path,  # a Python file with functions decorated by `@arm`; it is executed
 ) -> list[str]:  # the names of its arms
-    "Register the arms of a user's file. `InputError` if there is no such file, or it holds no arm."
+    "Register the arms of a user's file. `InputError` if there is no such file, it is no Python, or it holds no arm."
     path, before = Path(path), dict(ARMS)
     if not path.is_file():
         raise InputError(f'{path}: no such file of arms')
     spec = importlib.util.spec_from_file_location(f'liverdis_arms_{path.stem}', path)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))  # type: ignore[union-attr, arg-type]
+    if spec is None or spec.loader is None:
+        raise InputError(f'{path}: is not called like a Python file: let its name end in .py')
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as e:
+        raise InputError(f'{path}, line {e.lineno}: {e.msg}') from None
     names = [name for name, a in ARMS.items() if before.get(name) != a]
     if not names:
         raise InputError(f'{path}: no function there is decorated with @arm')

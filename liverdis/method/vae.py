@@ -16,6 +16,7 @@ from fastai.callback.training import CastToTensor
 from fastai.data.core import DataLoaders
 from torch import nn
 
+from ..core import InputError
 from .learner import RoiLearner
 from .models import decoder, encoder
 from ..settings import Settings
@@ -29,6 +30,8 @@ class ConditionalVAE(nn.Module):
         settings: Settings,
     ):
         super().__init__()
+        if settings.code_size < len(settings.classes):
+            raise InputError(f'code_size {settings.code_size}: the VAE needs one number for each class, so at least 4')
         self.classes, self.code_size = settings.classes, settings.code_size
         self.encoder, self.decoder = encoder(settings), decoder(settings)
         self.posterior = nn.Linear(2 * settings.code_size, 2 * settings.code_size)

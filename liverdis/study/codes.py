@@ -174,7 +174,7 @@ def real_or_decoded(
 ) -> float:  # 0.5: cannot tell; 1: always right
     "How often a fresh SVM, cross-validated, tells decoded images from real ones by their spectrum and grey values."
     n, features = len(real), np.vstack([_look(real), _look(decoded)])
-    folds = StratifiedGroupKFold(5).split(
+    folds = StratifiedGroupKFold(min(5, n)).split(
         features, np.repeat([0, 1], n), np.tile(np.arange(n), 2)
     )  # a pair stays together
     svm = make_pipeline(StandardScaler(), SVC())

@@ -27,6 +27,7 @@ from liverdis.study.evaluate import (
     classes_of,
     confusion,
     mean_std,
+    of_arm,
     per_class,
     scores,
 )
@@ -38,12 +39,12 @@ def paired_hits(
     against: str,  # the arm to compare it with
 ) -> pd.DataFrame:  # a row a repeat and case: repeat, fold, case_id, patient_id, difference (+1, 0 or -1)
     "What each case says about two arms. `InputError` for an arm that the table lacks."
-    for name in (arm, against):
-        if name not in arms_of(df):
-            raise InputError(f"no arm '{name}' in the predictions; they have {', '.join(arms_of(df))}")
-    both = df[df.arm.isin((arm, against))].assign(hit=lambda d: (d.label == d.predicted).astype(int))
-    hits = both.pivot(index=['repeat', 'fold', 'case_id', 'patient_id'], columns='arm', values='hit')
-    return (hits[arm] - hits[against]).rename('difference').reset_index()
+    case = ['repeat', 'fold', 'case_id', 'patient_id']
+    ours, theirs = (
+        d.assign(hit=(d.label == d.predicted).astype(int)).set_index(case).hit.sort_index()
+        for d in (of_arm(df, arm), of_arm(df, against))
+    )
+    return (ours - theirs).rename('difference').reset_index()
 
 
 def fold_differences(

@@ -12,7 +12,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -60,8 +59,8 @@ from liverdis.study.guards import (
     missing_classes,
     shared_pixels,
 )
+from .paper import PAPER_ARMS
 from liverdis.study.run import (
-    PAPER_ARMS,
     Run,
     Task,
     adopt,
@@ -389,6 +388,8 @@ def _work_off(
         for job in queue.take(places() - len(running)):
             running[executor.submit(run_task, job.run.folder.resolve(), job.task, arms_file)] = job
         finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+        if not running:  # no worker yet: `wait` returned at once
+            time.sleep(0.5)
         for future in finished:
             future.result()  # raises what the task raised
             del running[future]
@@ -425,7 +426,7 @@ def run_tasks(
     arms_file: str | Path | None = None,  # a user's file of arms
 ) -> None:
     "Do all tasks of some runs that are not done yet, in processes of this machine; `InputError` if one is killed."
-    context = _process_context()
+    context, not_ours = _process_context(), set(multiprocessing.active_children())
     places = context.Queue()
     for place in range(jobs):
         places.put(place)
@@ -438,7 +439,7 @@ def run_tasks(
                 f'{runs[0].folder}: {why}: give --jobs {max(1, jobs - 1)}; the same command continues'
             ) from None
         except BaseException:  # Ctrl-C too
-            for worker in multiprocessing.active_children():
+            for worker in set(multiprocessing.active_children()) - not_ours:
                 worker.terminate()
             raise
 
@@ -649,15 +650,11 @@ def open_run(
     folder: str | Path,
     manifest: Manifest,
     settings: Settings,
-    oracle: str | Path | None = None,  # weights of a classifier that judges swaps as well; copied into the run
     **how: Any,  # as for `start_run`
 ) -> Iterator[Run]:
     "Start a run or continue it, and keep other processes out of its folder meanwhile."
     with _own_folder(Path(folder)):
-        run = start_run(folder, manifest, settings, **how)
-        if oracle:
-            shutil.copyfile(oracle, run.oracle_file)
-        yield run
+        yield start_run(folder, manifest, settings, **how)
 
 # %% ../../nbs/study/experiment.ipynb #b45e59a2
 Progress = Callable[[float, float, list[str]], Any]  # called with work done, work in all and what runs, in words
@@ -745,7 +742,7 @@ def reproduce(
     "The experiment; the same call continues an interrupted run. `InputError` before anything is written."
     device, arms = device or pick_device(), with_own_arms(arms, arms_file)
     check_machine(device, scheduler)
-    how = {'repeats': repeats, 'device': device, 'arms': arms, 'folds': folds, 'arms_file': arms_file, **about}
-    with open_run(folder, manifest, settings, oracle, **how) as run:
+    how = {'repeats': repeats, 'device': device, 'arms': arms, 'folds': folds, 'arms_file': arms_file}
+    with open_run(folder, manifest, settings, oracle=oracle, **how, **about) as run:
         finish_runs([run], jobs, on_progress, arms_file, scheduler)
         return json.loads((run.folder / 'results.json').read_text())

@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..core import CLASS_COLOURS, CLASSES
 from .evaluate import confusion, draw_confusion
-from .paper import ARMS, TABLE3
+from .paper import PAPER_ARMS, TABLE3
 
 # %% ../../nbs/study/paper_figures.ipynb #3754346e
 _SHORT = {'metastasis': 'met.', 'hemangioma': 'hem.'}
@@ -32,7 +32,7 @@ def _matrices(predictions: pd.DataFrame, arm: str) -> dict[str, pd.DataFrame]:
 # %% ../../nbs/study/paper_figures.ipynb #4af1ebbe
 def table3_figure(
     predictions: pd.DataFrame,  # predictions.csv
-    arms: Sequence[str] = ARMS,  # those of the paper that the run has
+    arms: Sequence[str] = PAPER_ARMS,  # those of the paper that the run has
 ) -> Figure:
     "Confusion matrices of the run (mean over repeats) beside the paper's; colour is the share of the row."
     matrices = {arm: _matrices(predictions, arm) for arm in arms}

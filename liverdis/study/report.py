@@ -38,7 +38,7 @@ from liverdis.study.comparison import (
     points,
 )
 from .evaluate import accuracies, arms_of, read_predictions
-from .paper import ARMS, TABLE2, TABLE2_AVG
+from .paper import PAPER_ARMS, TABLE2, TABLE2_AVG
 from .paper_figures import fig3, fig5, table3_figure
 from liverdis.study.report_figures import (
     case_images,
@@ -139,7 +139,7 @@ def _column(values: np.ndarray, last: str, digits: int = 1) -> list[str]:
 def _paper_arms(results: dict[str, Any]) -> list[str]:
     "The paper's arms, if the run has them; none for a cohort without the paper's four classes."
     cases = results['summary']['cases']
-    return [arm for arm in ARMS if arm in results['summary']['arms'] and all(cases.get(c) for c in CLASSES)]
+    return [arm for arm in PAPER_ARMS if arm in results['summary']['arms'] and all(cases.get(c) for c in CLASSES)]
 
 
 def _paper_column(arm: str, n: int) -> list[str]:
@@ -538,7 +538,7 @@ def _codes_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
 def _pictures(run: RunFiles, folder: Path) -> dict[str, dict[str, str]]:
     "Figures of the page by their names in the template; without what the run lacks."
     r, p, (arm, against) = run.results, run.predictions, main_pair(run.results)
-    paper_arms = [arm for arm in ARMS if arm in r['summary']['arms']]
+    paper_arms = [arm for arm in PAPER_ARMS if arm in r['summary']['arms']]
     draw: dict[str, Callable[[], Figure]] = {'answer_picture': lambda: _answer_picture(r)}
     draw['reliability'] = lambda: draw_reliability(p, [a for a in (against, arm) if a])
     if against:

@@ -29,7 +29,8 @@ from ..method.arms import GENERATORS, with_own_arms
 from ..settings import Settings, preset
 from .evaluate import check_predictions
 from .experiment import check_machine, finish_runs, open_run, reproduce
-from .run import PAPER_ARMS, Run, Task, pick_device, seconds_spent
+from .paper import PAPER_ARMS
+from .run import Run, Task, pick_device, seconds_spent
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +39,7 @@ else:
 
 # %% ../../nbs/study/studies.ipynb #2960186f
 _PositiveInt = Annotated[int, Field(gt=0)]
+_Seed = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra='forbid'))
@@ -48,11 +50,11 @@ class Study:
     preset: str = 'demo'
     repeats: _PositiveInt = 1  # cross-validations
     arms: tuple[str, ...] = PAPER_ARMS  # names in `ARMS`
-    phantom_seed: int | None = None  # of the cohort; None is the embedded one
+    phantom_seed: _Seed | None = None  # of the cohort; None is the embedded one
     settings: dict[str, Any] = field(default_factory=dict)  # what differs from the preset
     sweep: dict[str, list[Any]] = field(default_factory=dict)  # setting to further values, one at a time
     train_cases: tuple[_PositiveInt, ...] = ()  # learning curve: train on so many cases of another phantom
-    more_cohorts: tuple[int, ...] = ()  # seeds of further phantoms, each a cohort of its own
+    more_cohorts: tuple[_Seed, ...] = ()  # seeds of further phantoms, each a cohort of its own
     oracle: bool = False  # judge swaps with a classifier trained on many other lesions
 
 # %% ../../nbs/study/studies.ipynb #c25915ea
@@ -65,7 +67,7 @@ def load_study(
         raise InputError(f'{path}: no such study; a study is a TOML file')
     try:
         return TypeAdapter(Study).validate_python(tomllib.loads(path.read_text(encoding='utf-8')))
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise InputError(f'{path}: not TOML: {e}') from None
     except ValidationError as e:
         error = e.errors()[0]
@@ -97,6 +99,9 @@ def variants(study: Study) -> list[Variant]:
     swept = [Variant(f'{k}={v}', made(**{k: v})) for k, values in study.sweep.items() for v in values]
     curve = [Variant(f'train_cases={n}', made(), n) for n in study.train_cases]
     cohorts = [Variant(f'phantom_seed={n}', made(), phantom_seed=n) for n in study.more_cohorts]
+    names = [v.name for v in (*swept, *curve, *cohorts)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f'{twice[0]}: is given twice, and would be one run; leave one out')
     return [Variant('', made()), *swept, *curve, *cohorts]
 
 # %% ../../nbs/study/studies.ipynb #da673435

@@ -10,6 +10,7 @@ __all__ = ['app', 'Kind', 'Phase', 'Preset', 'reproduce', 'study', 'phantom', 'c
 import errno
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -63,9 +64,10 @@ def _cannot_use(e: OSError) -> str:
 
 # %% ../../nbs/use/cli.ipynb #eeed6f65
 class _OneLine(TyperGroup):
-    "Input errors and folders that cannot be used as one line and exit code 2; Ctrl-C as exit code 130."
+    "Input errors and folders that cannot be used as one line and exit code 2; Ctrl-C or SIGTERM as exit code 130."
 
     def invoke(self, ctx: Any) -> Any:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of a queue's or a container's time
         try:
             return super().invoke(ctx)
         except InputError as e:
@@ -240,8 +242,6 @@ def _phantom(folder: Path, counts: dict[str, int] | None) -> Manifest:
     "The phantom in `folder`, made now if it is not there; `counts` None takes the paper's class sizes."
     from liverdis.cohort.phantom.cohort import phantom_in
 
-    if (folder / 'manifest.csv').exists():
-        return load_manifest(folder / 'manifest.csv')
     with _progress('phantom') as show:
         return phantom_in(folder, counts, progress=show)
 
@@ -289,7 +289,7 @@ def reproduce(
     "Run the paper's experiment: both arms on the same folds. After a stop, the same command continues."
     from liverdis import settings
     from liverdis.study import experiment
-    from liverdis.study.run import PAPER_ARMS
+    from liverdis.study.paper import PAPER_ARMS
 
     _check_device(device, scheduler)
     s = settings.preset(preset.value, **{'seed': seed, **({'n_folds': folds} if folds else {}), **_changes(changes)})
@@ -371,12 +371,15 @@ def _tell_study(out: Path, table: pd.DataFrame, cohorts: list[str]) -> None:
     "Print how each arm compares, for every variant and over those that are cohorts, and where the results are."
     from liverdis.study.comparison import compare, compare_cohorts, references_of
 
-    columns, by_variant = ['accuracy', 'difference', 'low', 'high', 'verdict'], dict([*table.groupby('variant')])
+    columns, by_variant = (
+        ['accuracy', 'difference', 'low', 'high', 'verdict'],
+        dict([*table.groupby('variant', sort=False)]),
+    )
     title = lambda of, against: f'{of}: difference from {against}, with its 95 % interval'
-    for variant in table.variant.unique():
-        against = references_of(by_variant[variant])[0]
-        _say_table(compare(by_variant[variant], against)[columns], title(variant or 'accuracy', against))
-    if cohorts:
+    for variant, df in by_variant.items():
+        for against in references_of(df)[:1]:
+            _say_table(compare(df, against)[columns], title(variant or 'accuracy', against))
+    for against in references_of(table)[:1] if cohorts else []:
         together = compare_cohorts({name: by_variant[name] for name in cohorts}, against)
         _say_table(together[columns], title(f'over {len(cohorts)} cohorts', against))
     _say(f'{out}/results: predictions.csv.gz, measures.csv, study.json')

@@ -21,7 +21,7 @@ from matplotlib.gridspec import SubplotSpec
 from ..core import CLASS_COLOURS, InputError, write_atomic
 from ..settings import Settings, settings_from_dict
 from ..study.evaluate import arms_of, confusion
-from ..study.paper import ARMS
+from ..study.paper import PAPER_ARMS
 from ..study.paper_figures import fig3, fig5, show_framed, table3_figure
 from ..study.report import RunFiles, read_run, table2
 from .retrieval import nearest
@@ -189,7 +189,7 @@ CLAIMS = {
 def _drawings(run: str | Path, files: RunFiles) -> dict[str, Callable[[], Figure]]:
     "What a run can draw, by name."
     classes = settings_from_dict(files.results['settings']).classes
-    arms = [arm for arm in ARMS if arm in arms_of(files.predictions)]
+    arms = [arm for arm in PAPER_ARMS if arm in arms_of(files.predictions)]
     draw: dict[str, Callable[[], Figure]] = {}
     if files.figures:
         draw = {'fig3': lambda: fig3(files.figures, classes), 'fig5': lambda: fig5(files.figures, classes)}

@@ -10,7 +10,6 @@ __all__ = ['annotation_kind', 'read_image', 'Prediction', 'classify', 'predict',
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +134,7 @@ def classify(
 # %% ../../nbs/use/predict.ipynb #f62eaf69
 def _tasks(run: Run, arm: str) -> list[Task]:
     "The finished classifiers of an arm; `InputError` if there is none."
-    every = product(range(run.info['repeats']), range(1, run.info['n_folds'] + 1), [arm])
-    if tasks := [task for task in (Task(*which) for which in every) if run.done(task)]:
+    if tasks := list(filter(run.done, run.tasks_of(arm))):
         return tasks
     raise InputError(
         f"{run.folder}: has no finished '{arm}' classifier: let 'liverdis reproduce' finish, or choose another arm"

@@ -141,9 +141,9 @@ def usual(
     share: float = 0.95,  # of the validation cases
     k: int = 5,
 ) -> pd.Series:  # index c and r
-    "The distance to the training part that most validation cases stay under."
+    "The distance to the training part that most validation cases stay under; above 0, even of codes all alike."
     valid = fold.rows('valid')
-    return remoteness(fold, {s: fold.spaces[s][valid] for s in ('c', 'r')}, k).quantile(share)
+    return remoteness(fold, {s: fold.spaces[s][valid] for s in ('c', 'r')}, k).quantile(share).clip(lower=1e-6)
 
 # %% ../../nbs/use/retrieval.ipynb #c03b27f0
 @torch.no_grad()

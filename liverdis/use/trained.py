@@ -9,7 +9,6 @@ __all__ = ['EXAMPLE', 'standardised', 'TrainedFold', 'load_network', 'open_fold'
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +90,8 @@ def load_network(
 # %% ../../nbs/use/trained.ipynb #9668d73c
 def _generator_task(run: Run, fold: int, repeat: int, generator: str) -> Task:
     "The task that trained a generator; `InputError` if there is none."
-    folds = list(product(range(run.info['repeats']), range(1, run.info['n_folds'] + 1)))
     coded = [g.name for g in GENERATORS.values() if g.has_codes]
-    known = [name for name in coded if any(run.done(Task(*which, name)) for which in folds)]
+    known = [name for name in coded if any(map(run.done, run.tasks_of(name)))]
     if not known:
         raise InputError(f"{run.folder}: has trained no generator with two codes; run it with the arm 'proposed'")
     if generator not in known:

@@ -125,11 +125,17 @@ def _cohort_name(
     return repr((seed, [(counts or COUNTS).get(label, 0) for label in CLASSES], appearance))
 
 # %% ../../../nbs/cohort/phantom/cohort.ipynb #4cfd5f0b
-def _check_place(out: Path) -> None:
-    "`InputError` if the folder has a manifest of something else than a phantom."
+def _as_planned(manifest: Manifest, plan: list[Case]) -> bool:
+    "Whether a manifest holds the cases of a plan."
+    columns = manifest.df[['case_id', 'label', 'row_spacing_mm']]
+    return [*columns.itertuples(index=False, name=None)] == [(c.case_id, c.label, c.patient.spacing_mm) for c in plan]
+
+
+def _check_place(out: Path, plan: list[Case]) -> None:
+    "`InputError` if the folder has a manifest of something else than the cases of a plan."
     manifest = out / 'manifest.csv'
-    if manifest.exists() and not load_manifest(manifest).df.image_path.str.startswith('images/').all():
-        raise InputError(f"{manifest}: is not a phantom's, and would be written over; give another folder")
+    if manifest.exists() and not _as_planned(load_manifest(manifest), plan):
+        raise InputError(f'{manifest}: is not of this phantom, and would be written over; give another folder')
 
 # %% ../../../nbs/cohort/phantom/cohort.ipynb #4333d257
 def write_phantom(
@@ -142,7 +148,7 @@ def write_phantom(
 ) -> Manifest:
     "Write a cohort, `manifest.csv` last; `InputError` for impossible counts, or where another manifest is."
     out, cases, cohort = Path(out), plan_cohort(counts, seed), _cohort_name(counts, seed, appearance)
-    _check_place(out)
+    _check_place(out, cases)
     (out / 'manifest.csv').unlink(missing_ok=True)
     rows = []
     with tied_workers(out):
@@ -154,12 +160,6 @@ def write_phantom(
     return save_manifest(rows, out / 'manifest.csv')
 
 # %% ../../../nbs/cohort/phantom/cohort.ipynb #acab52b0
-def _as_planned(manifest: Manifest, plan: list[Case]) -> bool:
-    "Whether a manifest holds the cases of a plan."
-    columns = manifest.df[['case_id', 'label', 'row_spacing_mm']]
-    return [*columns.itertuples(index=False, name=None)] == [(c.case_id, c.label, c.patient.spacing_mm) for c in plan]
-
-
 def phantom_in(
     folder: str | Path,
     counts: dict[str, int] | None = None,  # as for `write_phantom`, and so are the others
