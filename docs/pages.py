@@ -327,6 +327,21 @@ def no_widgets(cell):
         ]
 
 
+class Alt:
+    "For who cannot see the pictures of a page: what a cell says in `#| fig-alt`, or else the heading that it is under"
+
+    def __init__(self):
+        self.heading = ""
+
+    def __call__(self, cell):
+        if cell.cell_type == "markdown":
+            found = re.findall(r"^#+ (.+)$", cell.source, re.M)
+            self.heading = re.sub(r"[`$*]|\]\(.*?\)|\[", "", found[-1]) if found else self.heading
+        elif any(k.startswith("image/") for o in cell.get("outputs", []) for k in o.get("data", {})):
+            words = cell.directives_.get("fig-alt:", [f"Figure of the section: {self.heading}"])
+            cell.metadata["mystnb"] = {"image": {"alt": " ".join(words)}}
+
+
 PROCESSORS = [strip_ansi, hide_line, filter_stream_, rm_header_dash, hide_, Api, tags, clean_magics, no_widgets]
 
 
@@ -335,7 +350,7 @@ def page(book, text):
     nb = read_nb(book.path)
     nb.module = book.module
     nb.metadata.pop("widgets", None)
-    NBProcessor(nb=nb, procs=[*PROCESSORS, text.cell]).process()
+    NBProcessor(nb=nb, procs=[Alt(), *PROCESSORS, text.cell]).process()
     del nb["module"]
     return nb
 

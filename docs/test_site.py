@@ -3,6 +3,7 @@
 Nothing outside the folder may be asked for, so a page that leans on a CDN fails here, with or without a network.
 """
 
+import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
@@ -95,6 +96,7 @@ def test_every_notebook_has_its_page_with_its_pictures(name):
     outputs = [o.get("data", {}) for c in shown for o in c["outputs"]]
     pictures = sum(any(kind.startswith("image/") for kind in data) for data in outputs)
     assert text.count("<img") >= pictures
+    assert not re.findall(r'<img[^>]* alt="[^"]*\.(?:png|svg|jpe?g)"', text), "a picture without words"
     assert "colab.research.google.com" in text
     assert "Not a medical device" in text
     assert "#|" not in text.split("<article")[1].split("</article>")[0].replace("<code", "`")

@@ -246,12 +246,13 @@ def load_labels(
 def write_labels(
     path: str | Path,  # CSV to write, or to add to
     lacking: pd.DataFrame,  # name, patient and more to know them by, one row a structure or lesion
-) -> int:  # lines that were added
+) -> int:  # lines without a label, new and old
     "Write the lines that a labels file lacks, to be filled in; `InputError` if the file is something else."
     path = Path(path)
     old = _read_table(path) if path.exists() else pd.DataFrame(columns=['name', 'label', 'patient'])
     new = lacking.astype(str).assign(label='')
     known = set(zip(old['name'], old['patient'])) if 'patient' in old else {(name, '') for name in old['name']}
     new = new[[pair not in known for pair in zip(new['name'], new['patient'])]]
-    write_atomic(path, csv_text(pd.concat([old, new]).fillna('')), private=True)
-    return len(new)
+    table = pd.concat([old, new]).fillna('')
+    write_atomic(path, csv_text(table), private=True)
+    return int((table.label.str.strip() == '').sum())

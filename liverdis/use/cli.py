@@ -531,8 +531,8 @@ def ingest(
     with _progress('ingest') as show:
         result = cohort.ingest(src, out, rules, kind.value, options, match, key, cores, show)
     if write_labels:
-        added = labelling.write_labels(write_labels, result.lacking)
-        _say(f'{write_labels}: {added} line(s) to fill in; {out}/qc.html shows what they are about')
+        empty = labelling.write_labels(write_labels, result.lacking)
+        _say(f'{write_labels}: {empty} line(s) to fill in; {out}/qc.html shows what they are about')
     _tell(result, out)
 
 # %% ../../nbs/use/cli.ipynb #ccdb76db
@@ -589,9 +589,7 @@ def _tell_losses(result: 'Ingested', out: Path) -> Manifest:
     for line in _first(_left_out(result), everything):
         _say(line)
     if result.manifest is None:
-        reason = (
-            f'the labels file lacks {len(missing)} line(s), see above' if missing else f'{out}/skipped.csv says why'
-        )
+        reason = f'{len(missing)} name(s) without a label, see above' if missing else f'{out}/skipped.csv says why'
         raise InputError(f'{out}: no case was made; {reason}')
     return result.manifest
 
