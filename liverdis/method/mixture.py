@@ -121,7 +121,8 @@ def mixing_proportions(
     own = nearest[torch.arange(len(y), device=y.device), y]
     distance = (nearest - own[:, None]).norm(dim=2).scatter(1, y[:, None], -1.0)
     enters = (distance.argsort(1).argsort(1) <= others) & distance.isfinite()
-    w = w.clamp_min(torch.finfo(w.dtype).tiny) * enters  # a draw of a small alpha may be all zeros there
+    w = w * enters
+    w = torch.where(w.sum(1, keepdim=True) > 0, w, enters)  # a draw of a small alpha may be zero in all that enter
     return w / w.sum(1, keepdim=True)
 
 # %% ../../nbs/method/mixture.ipynb #ab16feb9
