@@ -177,7 +177,7 @@ def test_a_recipe_replaces_what_a_recipe_made(tmp_path):
 
 def test_a_phantom_does_not_take_the_place_of_a_cohort(cohort):
     before = contents(cohort)
-    assert "is not a phantom's" in refusal(write_phantom, cohort, dict(cyst=1))
+    assert 'is not of this phantom' in refusal(write_phantom, cohort, dict(cyst=1))
     assert contents(cohort) == before
 
 
