@@ -1,6 +1,5 @@
 """The arms of studies/why.py and what tools/seen_labels.py counts: knowledge from outside goes where it should."""
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +7,12 @@ import pytest
 import seen_labels
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
+from batches import first_batch
 
 from liverdis.method.arms import ARMS, GENERATORS, ArmFold, classifier_network, load_arms
 from liverdis.method.data import dataloaders, phantom_fold
 from liverdis.settings import preset
-from liverdis.study.training import resumable_fit, seed_all
+from liverdis.study.training import resumable_fit
 
 S = preset("smoke", classifier_epochs=1)
 
@@ -36,26 +35,6 @@ def arms(monkeypatch):
     monkeypatch.setattr("liverdis.method.arms.ARMS", known := dict(ARMS))
     load_arms(Path(__file__).parent.parent / "studies/why.py")
     return known
-
-
-class Watch(Callback):
-    "Keeps the first training batch that reaches the network."
-
-    order, run_valid, batch = 1000, False, None
-
-    def before_batch(self):
-        if self.batch is None:
-            self.batch = self.xb[0].clone(), self.yb[0].clone()
-
-
-def first_batch(arm, fold):
-    learn = arm.learner(fold)
-    learn.add_cb(watch := Watch())
-    seed_all(0)
-    learn.dls.train.rng = random.Random(0)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(1, 1e-3)
-    return watch.batch
 
 
 @pytest.mark.parametrize("name", ["proposed-seen", "duplicate-seen"])
