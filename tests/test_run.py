@@ -115,6 +115,18 @@ def unfinished(straight, tmp_path):
     return tmp_path / "run"
 
 
+def test_task_whose_record_was_deleted_is_done_again(straight, tmp_path):
+    "As the refusal of a damaged network asks for, though the run had its results"
+    shutil.copytree(straight, tmp_path / "run")
+    weights = tmp_path / "run" / "weights" / "r0_f3_proposed.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    weights.with_suffix(".json").unlink()
+    r = called(tmp_path / "run")
+    assert r.exit_code == 0, r.output
+    assert weights.read_bytes() == before and (tmp_path / "run" / "results.json").exists()
+
+
 def test_case_moved_from_test_to_training_is_found(straight, tmp_path):
     "Even when the run is finished and would only be shown"
     shutil.copytree(straight, tmp_path / "run")

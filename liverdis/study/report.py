@@ -305,16 +305,16 @@ def _percent(x: float) -> str:
 
 
 _LEFT = {
-    guards.SHOWN: 'class is left in r',
-    guards.NOT_SHOWN: 'no class shown to be left in r',
-    guards.TOO_FEW: 'too few cases to say whether class is left in r',
+    guards.CLASS_SHOWN: 'class is left in r',
+    guards.CLASS_NOT_SHOWN: 'no class shown to be left in r',
+    guards.TOO_FEW_CASES: 'too few cases to say whether class is left in r',
 }
 
 
 def _probes(mean: dict[str, float], n: float) -> str:
     r, c, guess = (mean[key] for key in ('probe_r_accuracy', 'probe_c_accuracy', 'majority_accuracy'))
     left = _LEFT[guards.class_in_code(r, guess, n)]
-    if guards.class_in_code(c, guess, n) != guards.SHOWN:
+    if guards.class_in_code(c, guess, n) != guards.CLASS_SHOWN:
         left = 'it is not read from c either, so this says nothing about r'
     return (
         f'On average over folds, a fresh linear probe reads the class from r in {_percent(r)} of unseen cases; '

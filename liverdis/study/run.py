@@ -238,6 +238,13 @@ class Run(RunInput):
         return [dataclasses.replace(task, kind=kind) for kind in self.graph[task.kind]]
 
     @property
+    def is_complete(self) -> bool:
+        "Whether results are written and each task that they come from is still done."
+        known = task_graph(arm for arm in self.arms if arm in ARMS)  # an own arm's file may not be loaded
+        tasks = [task for kind in {*known, *self.arms} for task in self.tasks_of(kind)]
+        return (self.folder / 'results.json').exists() and all(map(self.done, tasks))
+
+    @property
     def tasks(self) -> list[Task]:
         "All tasks, in an order in which they could run."
         repeats, folds = range(self.info['repeats']), range(1, self.info['n_folds'] + 1)
@@ -272,7 +279,8 @@ class Run(RunInput):
 
     def _weights(self, task: Task) -> dict[str, torch.Tensor]:
         "What a task stored. `InputError` if the file is missing, damaged, or not the one that the task wrote."
-        path, again = self.weights_file(task), 'delete it and its .json, and the same command does the task again'
+        path = self.weights_file(task)
+        again = f'delete {self.record_file(task).name} beside it, and the same command does the task again'
         recorded = self.record(task).get('weights_sha256') if self.done(task) else None
         if path.exists():
             _refuse_changed(path, _checksum(path.read_bytes()), recorded, again)
@@ -447,15 +455,15 @@ def _continue_run(run: Run, folds: pd.DataFrame, arms: list[str], asked: dict[st
     wider = {**run.info, 'repeats': repeats, 'arms': arms}
     if arms != run.arms and 'arms_sha256' in asked:
         wider['arms_sha256'] = asked['arms_sha256']
-    if (run.folder / 'results.json').exists() and wider == run.info:
+    if run.is_complete and wider == run.info:
         return
     _refuse_other_versions(run)
     if repeats > run.info['repeats']:
         _refuse_other_folds(run, folds)
         write_atomic(run.folder / 'folds.csv', folds.to_csv(index=False))
         wider |= {'folds_sha256': _stored_folds(run.folder, repeats)} if 'folds_sha256' in run.info else {}
+    (run.folder / 'results.json').unlink(missing_ok=True)  # of fewer tasks, or of some that are to be done again
     if wider != run.info:
-        (run.folder / 'results.json').unlink(missing_ok=True)
         write_atomic(run.folder / 'run.json', json.dumps(wider, indent=1))
 
 # %% ../../nbs/study/run.ipynb #ownlabels2

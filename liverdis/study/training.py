@@ -152,10 +152,8 @@ class Checkpoint(_SeededEpochs):
         _check_loss(row, self.folder.name)
         _add_epoch(self.state, row, self.model, self.best)
         smooth = self.recorder.smooth_loss
-        self.state['smooth_loss'] = (
-            smooth.count,
-            smooth.val.as_subclass(torch.Tensor),
-        )  # some losses are fastai's tensors
+        average = smooth.val.as_subclass(torch.Tensor)  # some losses are fastai's tensors
+        self.state['smooth_loss'] = (smooth.count, average)
         write_atomic(self.folder / 'history.csv', pd.DataFrame(self.state['history']).to_csv(index=False))
         self._save_if_due()
 

@@ -371,10 +371,8 @@ def _tell_study(out: Path, table: pd.DataFrame, cohorts: list[str]) -> None:
     "Print how each arm compares, for every variant and over those that are cohorts, and where the results are."
     from liverdis.study.comparison import compare, compare_cohorts, references_of
 
-    columns, by_variant = (
-        ['accuracy', 'difference', 'low', 'high', 'verdict'],
-        dict([*table.groupby('variant', sort=False)]),
-    )
+    columns = ['accuracy', 'difference', 'low', 'high', 'verdict']
+    by_variant = dict([*table.groupby('variant', sort=False)])
     title = lambda of, against: f'{of}: difference from {against}, with its 95 % interval'
     for variant, df in by_variant.items():
         for against in references_of(df)[:1]:

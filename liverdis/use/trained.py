@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ..core import CLASSES, InputError, brief
@@ -84,7 +83,7 @@ def load_network(
         raise InputError(f'{where}.json: has other classes, or another order, than run.json; train this task again')
     try:
         return run.network(task)
-    except (RuntimeError, OSError, SafetensorError) as e:
+    except (RuntimeError, OSError) as e:
         raise InputError(f'{where}.safetensors: cannot be loaded ({brief(e)}); train this task again') from None
 
 # %% ../../nbs/use/trained.ipynb #9668d73c
