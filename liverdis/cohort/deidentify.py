@@ -37,7 +37,8 @@ class Pseudonymizer:
         n: int = 12,  # length of the result
     ) -> str:
         "`n` hexadecimal digits for an identifier."
-        return hmac.new(self.key, str(text).encode(), hashlib.sha256).hexdigest()[:n]
+        named = str(text).encode(errors='surrogateescape')  # a file's name may be in no known encoding
+        return hmac.new(self.key, named, hashlib.sha256).hexdigest()[:n]
 
     def uid(
         self,
@@ -162,12 +163,13 @@ def write_private(
 ) -> None:
     "Write rows into a table that only its owner may read; `InputError` if that fails."
     add = add and path.exists()
-    text = csv_text(pd.DataFrame(rows, columns=PRIVATE_COLUMNS), header=not add)
+    table = csv_text(pd.DataFrame(rows, columns=PRIVATE_COLUMNS), header=not add)
+    text = table.encode(errors='backslashreplace')  # of a name in no known encoding
     if not add:
         return write_atomic(path, text, private=True)
     with os_errors(path):
         path.chmod(0o600)
-        _append(path, text.encode())
+        _append(path, text)
 
 # %% ../../nbs/cohort/deidentify.ipynb #0d21856c
 _TOKEN = re.compile(r'[^\W_]+')

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import CLASSES, InputError, brief, csv_text, plain_text, write_atomic
+from .annotation.tables import read_table
+from ..core import CLASSES, InputError, csv_text, plain_text, write_atomic
 
 # %% ../../nbs/cohort/labels.ipynb #f8269b8d
 LABELS = (*CLASSES, 'liver', 'avoid', 'ignore')
@@ -187,28 +188,21 @@ class LabelRules:
         return 'liver' if _LIVER.fullmatch(structure.name.strip()) else None
 
 # %% ../../nbs/cohort/labels.ipynb #e1ebf69b
-def _separator(
+def _read_text(
     path: str | Path,
-) -> str:
-    "What separates the columns: a semicolon if the first line has more of them than of commas."
-    with open(path, encoding='utf-8-sig') as f:
-        header = f.readline()
-    return ';' if header.count(';') > header.count(',') else ','
+) -> pd.DataFrame:
+    "A CSV table, all text; `InputError` if it is none."
+    try:
+        return read_table(path)
+    except InputError as e:
+        raise InputError(f'{e}, with the columns name,label') from e
 
 # %% ../../nbs/cohort/labels.ipynb #2fe164ce
 def _read_table(
     path: str | Path,
 ) -> pd.DataFrame:
     "The table of a labels file, all text; `InputError` if it is none."
-    as_text = dict(dtype=str, keep_default_na=False, skipinitialspace=True, encoding='utf-8-sig')
-    try:
-        df = pd.read_csv(path, sep=_separator(path), **as_text)
-        if not isinstance(df.index, pd.RangeIndex):
-            raise ValueError('lines have more cells than the first one has names')
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror}); give a CSV file with the columns name,label") from e
-    except ValueError as e:
-        raise InputError(f"{path}: is not a CSV table ({brief(e)}); give a CSV file with the columns name,label") from e
+    df = _read_text(path)
     df.columns = df.columns.str.strip().str.lower()
     if missing := [c for c in ('name', 'label') if c not in df]:
         raise InputError(f"{path}: has no column {' and '.join(missing)}; begin it with the line name,label")
@@ -254,5 +248,5 @@ def write_labels(
     known = set(zip(old['name'], old['patient'])) if 'patient' in old else {(name, '') for name in old['name']}
     new = new[[pair not in known for pair in zip(new['name'], new['patient'])]]
     table = pd.concat([old, new]).fillna('')
-    write_atomic(path, csv_text(table), private=True)
+    write_atomic(path, csv_text(table).encode(errors='backslashreplace'), private=True)
     return int((table.label.str.strip() == '').sum())

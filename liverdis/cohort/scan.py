@@ -22,7 +22,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 
 from .annotation.labelmaps import is_label_map
-from .annotation.masks import PICTURE_KINDS
+from .annotation.masks import PICTURE_KINDS, picture_stem
 from .annotation.structures import SAME_PLACE_MM, SliceNames
 from .annotation.tables import lesion_table, read_table
 from liverdis.cohort.ct import (
@@ -510,6 +510,14 @@ def _by_grid(headers: Sequence[SliceHeader], path: Path, tree: _Tree) -> Series:
     for lies_on in (_on_grid, partial(_on_grid, beyond=True), may_hold):
         if fit := tree.nearest(path.parent, lambda s: may_be(s) and lies_on(headers, s)):  # noqa: B023
             return _choose(fit, path.parent, "lies on the slices of", path)
+    here = tree.below.get(path.parent, [])
+    if len(here) == 1 and _on_grid(headers, here[0]):
+        return here[0]
+    if tree.nearest(path.parent, partial(_on_grid, headers)):
+        raise InputError(
+            "lies on the grid of a CT whose name has other numbers; give both the same number, or put each pair into "
+            "a folder of its own"
+        )
     if tree.nearest(path.parent, partial(_inside, headers)):
         raise InputError(
             "lies within a CT on another grid, and neither folder nor name say that both are of one patient; put it "
@@ -632,10 +640,10 @@ def _leads_away(path: str, src: str) -> bool:
 _LITTER = ('thumbs.db', 'desktop.ini')
 
 
-def _walk(src: Path) -> Iterator[tuple[Path, list[Path], list[Path]]]:
-    "Folder by folder: its path, its files, and its links that are not followed"
+def _walk(src: Path, refused: Callable[[OSError], object]) -> Iterator[tuple[Path, list[Path], list[Path]]]:
+    "Folder by folder: its path, its files, and its links that are not followed; `refused` is told what has no list"
     seen, source = set(), os.path.realpath(src)
-    for folder, folders, names in os.walk(src, followlinks=True):
+    for folder, folders, names in os.walk(src, onerror=refused, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
@@ -651,12 +659,13 @@ def _files(src: Path) -> tuple[list[Path], list[Problem]]:
     "All files below a folder, sorted within each folder; and what is no file, or no place to search"
     files: list[Path] = []
     problems: list[Problem] = []
-    for _, names, links in _walk(src):
+    refused: list[OSError] = []
+    for _, names, links in _walk(src, refused.append):
         odd = [p for p in names if not p.is_file() and p.exists()]
         problems += [Problem(p, "a pipe, a socket or a device: not read", failed=False) for p in odd]
         problems += [Problem(p, "a link out of the folder, to one above it: not followed", failed=False) for p in links]
         files += [p for p in names if p not in odd] if odd else names
-    return files, problems
+    return files, problems + [problem_of(Path(e.filename), e) for e in refused]
 
 # %% ../../nbs/cohort/scan.ipynb #5794407c
 _CHUNK = 200  # files
@@ -749,7 +758,7 @@ def _picture_groups(outlines: Iterable[OutlineEntry], all_series: Sequence[Serie
     "The pictures of each structure, without those that are images of a series"
     image_folders = {s.path.parent for one in all_series for s in one.slices if s.path.suffix.lower() == '.png'}
     pictures = (o for o in outlines if o.kind in PICTURE_KINDS.values() and o.path.parent not in image_folders)
-    return _grouped(pictures, lambda o: (o.path.parent, re.sub(r'\d+$', '', o.path.stem)))
+    return _grouped(pictures, lambda o: (o.path.parent, picture_stem(o.path)))
 
 # %% ../../nbs/cohort/scan.ipynb #f0b136e3
 def _of_other_size(groups: Iterable[Sequence[OutlineEntry]], all_series: Sequence[Series]) -> list[UnreadEntry]:

@@ -8,6 +8,7 @@ __all__ = ['app', 'Kind', 'Phase', 'Preset', 'reproduce', 'study', 'phantom', 'c
 
 # %% ../../nbs/use/cli.ipynb #8fb24f54
 import errno
+import io
 import json
 import re
 import signal
@@ -101,7 +102,9 @@ def _options(
         bool, typer.Option('--version', callback=_tell_version, is_eager=True, help='show the version and exit')
     ] = False,
 ) -> None:
-    pass
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')  # for names that the console cannot show
 
 # %% ../../nbs/use/cli.ipynb #a14ff0ce
 _console = Console(force_jupyter=False)

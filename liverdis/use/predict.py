@@ -57,6 +57,8 @@ def annotation_kind(
     path = Path(path)
     if not path.exists():
         raise InputError(f'{path}: no such annotation file')
+    if path.is_dir():
+        raise InputError(f'{path}: is a folder; give the one file in it that outlines the lesion on this slice')
     table = table_kind(path) if path.suffix.lower() == '.csv' else None
     return kind_of_name(path) or table or _dicom_kind(path)
 

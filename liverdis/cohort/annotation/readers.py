@@ -68,9 +68,11 @@ def list_structures(
 def given_labels(
     paths: Sequence[str | Path],  # as for `list_structures`
     kind: str,  # a word of `ANNOTATION_KINDS`
+    slices: Sequence[SliceHeader] | None = None,  # of the series, if the annotation may be about others, too
 ) -> dict[str, str]:  # key -> label, in small letters
     "What a table says that its lesions are; nothing for any other annotation."
-    return table_labels(paths) if kind in ('boxes', 'polygons') else {}
+    stack = SliceStack(slices) if slices else None
+    return table_labels(paths, stack) if kind in ('boxes', 'polygons') else {}
 
 
 def kind_of_name(

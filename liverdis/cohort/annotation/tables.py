@@ -207,9 +207,10 @@ def list_table(
 @guarded
 def table_labels(
     paths: Sequence[str | Path],  # one CSV
+    stack: SliceStack | None = None,  # only the rows on this series, since other patients may have lesions of these ids
 ) -> dict[str, str]:  # key -> label in small letters; nothing for a table without labels
     "What a table says that its lesions are; `InputError` if it says two things of one lesion."
-    df = lesion_table(paths[0])
+    df = lesion_table(paths[0]) if stack is None else _asked_rows(paths[0], stack, None).df
     if 'label' not in df:
         return {}
     given = df.assign(label=df.label.str.strip().str.lower()).drop_duplicates(['lesion', 'label'])
@@ -240,9 +241,19 @@ def _require_one_slice(ranks: dict[str, list[int]], path: str | Path) -> None:
             )
 
 
-def _nearest(ranks: list[int], distance: np.ndarray) -> int:
-    "The one of `ranks` that is nearest, -1 if there is none"
-    return ranks[int(distance[ranks].argmin())] if ranks else -1
+def _nearest(ranks: list[int], distance: np.ndarray, stack: SliceStack, where: str) -> int:
+    "The one of `ranks` that is nearest; -1 if there is none, or for another frame than the one that is asked for"
+    if not ranks:
+        return -1
+    rank = ranks[int(distance[ranks].argmin())]
+    nearest = stack.slices[rank]
+    if distance[rank] <= max(stack.step_mm, nearest.thickness_mm or 0) / 2 + 1e-3:
+        return rank
+    if len(stack.slices) == 1 and nearest.frame is not None:
+        return -1
+    raise InputError(
+        f"{where} lies {round(distance[rank], 1):g} mm off the nearest slice of its image; correct z_mm or image"
+    )
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #a42288da
 def _row_ranks(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndarray:  # (N,) int
@@ -251,8 +262,8 @@ def _row_ranks(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndar
         return _ranks_by_z(_z_distance(df, stack, path), stack)
     named = {name: stack.names.find(name) for name in df.image.unique()}
     if 'z_mm' in df:
-        distance = _z_distance(df, stack, path)
-        return np.array([_nearest(named[name], d) for name, d in zip(df.image, distance)], int)
+        rows = zip(df.index, df.image, _z_distance(df, stack, path))
+        return np.array([_nearest(named[name], d, stack, f'{path}: row {i + 2}') for i, name, d in rows], int)
     _require_one_slice(named, path)
     return np.array([named[name][0] if named[name] else -1 for name in df.image], int)
 
