@@ -17,7 +17,7 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from liverdis.cohort.annotation.readers import read_structures
 from liverdis.cohort.archives import source_folder
-from liverdis.cohort.ct import CTSlice, read_hu, read_slice, upright, write_slice
+from liverdis.cohort.ct import CTSlice, read_hu, read_slice, upright, volume_headers, write_slice
 from liverdis.cohort.deidentify import identifying_words, load_key, public_text
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules
@@ -662,3 +662,130 @@ def test_a_cohort_from_a_zip_file(two_patients, tmp_path_factory):
     np.testing.assert_array_equal(*rois)
     text = ' '.join(f.read_text() for f in (out / 'zipped').rglob('*') if f.suffix in ('.csv', '.json', '.html'))
     assert 'liverdis-' not in text and 'all.zip' not in text
+
+
+# what was silently wrong, or wrongly refused, for other reasons
+
+
+def measured(src, rules=(('*', 'metastasis', '*'),), **how):
+    "The cohort of a folder as `measurements.csv` has it, and what ingest says of it"
+    done = ingest(src, src.with_name('out'), LabelRules(rules), **how)
+    table = src.with_name('out') / 'measurements.csv'
+    return (pd.read_csv(table) if done.manifest else None), done
+
+
+def why_not(done):
+    "All that was left out, in words"
+    return ' '.join([*done.skipped.reason, *done.details.values(), *(p.reason for p in done.problems)])
+
+
+def outline(rows=slice(28, 36), columns=slice(26, 36)):
+    "A mask on one slice, (64,64)"
+    mask = np.zeros((64, 64), np.uint8)
+    mask[rows, columns] = 255
+    return mask
+
+
+def volume_pair(folder, ct, mask):
+    "A CT of three slices and a mask of its middle one, as NIfTI"
+    folder.mkdir(parents=True)
+    to_nifti(np.stack([body(60, k) for k in range(3)]).astype(np.int16), folder / ct)
+    to_nifti(np.stack([0 * outline(), outline(), 0 * outline()]), folder / mask)
+
+
+def test_folder_that_the_system_does_not_list_is_told(tmp_path, monkeypatch):
+    "It may hold a lesion, so no healthy square is cut from this liver either"
+    series(tmp_path / 'src/P1/ct', 'P1')
+    (tmp_path / 'src/P1/hidden').mkdir()
+    scandir = os.scandir
+
+    def refusing(path='.'):
+        if Path(path).name == 'hidden':
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refusing)
+    _, problems = scan_folder(tmp_path / 'src')
+    assert [(p.path.name, p.failed) for p in problems if 'Permission denied' in p.reason] == [('hidden', True)]
+
+
+@pytest.mark.parametrize('z,said', [('5', ''), ('6', ''), ('20', 'lies 10 mm off'), ('999', 'lies 989 mm off')])
+def test_row_with_image_and_z_lies_where_that_image_has_a_slice(tmp_path, z, said):
+    series(tmp_path / 'src/P1', 'P1')
+    name = read_slice(tmp_path / 'src/P1/1-02.dcm').sop_uid if not said else '1-03.dcm'
+    text = f'lesion,image,z_mm,row_min,row_max,col_min,col_max\na,{name},{z},28,35,26,35\n'
+    (tmp_path / 'src/P1/boxes.csv').write_text(text)
+    table, done = measured(tmp_path / 'src')
+    if said:
+        assert table is None and said in why_not(done)
+    else:
+        assert list(table.slice_index) == [1]
+
+
+def test_box_on_another_slice_of_a_volume_is_not_on_this_one(tmp_path):
+    volume_pair(tmp_path / 'P', 'ct.nii.gz', 'mask.nii.gz')
+    slices = volume_headers(tmp_path / 'P/ct.nii.gz')
+    z = slices[1].position_mm[2]
+    text = f'lesion,image,z_mm,row_min,row_max,col_min,col_max\na,ct.nii.gz,{z},28,35,26,35\n'
+    (tmp_path / 'boxes.csv').write_text(text)
+    on = [read_structures([tmp_path / 'boxes.csv'], 'boxes', [s])[0].masks for s in slices]
+    assert [bool(masks) for masks in on] == [False, True, False]
+
+
+def test_pictures_do_not_say_how_a_volume_is_turned(tmp_path):
+    volume_pair(tmp_path / 'src/P1', 'ct.nii.gz', 'mask.nii.gz')
+    (tmp_path / 'src/P1/mask.nii.gz').unlink()
+    for k in range(3):
+        Image.fromarray(outline() * (k == 1)).save(tmp_path / f'src/P1/mask_{k + 1}.png')
+    table, done = measured(tmp_path / 'src')
+    assert table is None and 'save the mask as NIfTI' in why_not(done)
+    one = volume_headers(tmp_path / 'src/P1/ct.nii.gz')[1:2]
+    (found_there,) = read_structures([tmp_path / 'src/P1/mask_2.png'], 'png-mask', one)
+    assert 'front up' in found_there.notes[0] and (found_there.masks[0] == (outline() > 0)).all()
+
+
+@pytest.mark.parametrize('name', ['slice_{:03}_mask.png', 'mask_{:03}.png', '{:03}_tumour_mask.png'])
+def test_number_of_a_picture_may_stand_anywhere_in_its_name(tmp_path, name):
+    "And a folder that counts from 0 is paired in order"
+    series(tmp_path / 'src/P1/ct', 'P1')
+    (tmp_path / 'src/P1/masks').mkdir()
+    for k in range(3):
+        Image.fromarray(outline() * (k >= 1)).save(tmp_path / 'src/P1/masks' / name.format(k))
+    table, _ = measured(tmp_path / 'src')
+    assert (list(table.n_slices), list(table.slice_index)) == ([2], [1])
+
+
+@pytest.mark.parametrize('name,in_a_folder', [('lesion1.nii.gz', True), ('lesion2.nii.gz', False)])
+def test_numbers_choose_among_volumes_and_refuse_none_that_is_alone(tmp_path, name, in_a_folder):
+    volume_pair(tmp_path / 'src/P1', 'ct_20230115.nii.gz', name)
+    if not in_a_folder:
+        shutil.copy(tmp_path / 'src/P1/ct_20230115.nii.gz', tmp_path / 'src/P1/ct_20230116.nii.gz')
+    table, done = measured(tmp_path / 'src')
+    if in_a_folder:
+        assert list(table.slice_index) == [1]
+    else:
+        assert table is None and 'other numbers' in why_not(done)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='other systems keep no such names')
+@pytest.mark.parametrize('was,named', [('P1', b'J\xf6rg'), ('P1/mask.nii.gz', b'P1/L\xe4sion.nii.gz')])
+def test_name_in_no_known_encoding(tmp_path, was, named):
+    "As old CDs, FAT sticks and unzip leave them; twice, since the private table is read again"
+    volume_pair(tmp_path / 'src/P1', 'ct.nii.gz', 'mask.nii.gz')
+    os.rename(os.fsencode(tmp_path / 'src' / was), os.fsencode(tmp_path / 'src/') + b'/' + named)
+    (Path(os.fsdecode(os.fsencode(tmp_path / 'src') + b'/Gr\xf6\xdfe.foo'))).write_text('x')
+    for redone in (1, 0):
+        table, done = measured(tmp_path / 'src')
+        assert (list(table.slice_index), done.redone) == ([1], redone)
+    (tmp_path / 'out.private.csv').read_text(encoding='utf-8')
+
+
+def test_patients_of_a_table_may_have_lesions_of_one_name(tmp_path):
+    for patient, value in (('P1', 50), ('P2', 110)):
+        series(tmp_path / 'src' / patient, patient, value)
+    rows = [('cyst', 'P1'), ('metastasis', 'P2')]
+    uids = [read_slice(tmp_path / f'src/{patient}/1-02.dcm').sop_uid for _, patient in rows]
+    lines = [f'1,{uid},{label},28,35,26,35' for uid, (label, _) in zip(uids, rows)]
+    (tmp_path / 'src/t.csv').write_text('\n'.join(['lesion,image,label,row_min,row_max,col_min,col_max', *lines]))
+    table, _ = measured(tmp_path / 'src', rules=())
+    assert sorted(table.label) == ['cyst', 'metastasis']
