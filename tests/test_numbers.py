@@ -1,6 +1,7 @@
 """What the published numbers stand on, each on made-up data whose answer is known."""
 
 import copy
+import random
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -12,25 +13,38 @@ import torch
 import torch.nn.functional as F
 from batches import first_batch
 from fastai.callback.core import Callback
+from PIL import Image
+from scipy.stats import binomtest
+from torch import nn
 
-from liverdis.cohort.ct import volume_headers
+from liverdis.cohort.ct import volume_headers, write_slice
 from liverdis.core import CLASSES
 from liverdis.method.arms import ARMS, GENERATORS, ArmFold
 from liverdis.method.data import RandomAffine, dataloaders, load_split, phantom_fold, to_roi
-from liverdis.method.disentangle import chance_entropy, disentangle_learner, encode
-from liverdis.method.mixture import CodeBank, MixtureLabels, ProportionSampler
+from liverdis.method.disentangle import chance_entropy, classifier_learner, disentangle_learner, encode
+from liverdis.method.mixture import CodeBank, MixtureLabels, ProportionSampler, SyntheticImages
 from liverdis.method.variants import AgreeingMixtures, ResidualMixtures, SplitStatistics
 from liverdis.settings import preset
 from liverdis.study import experiment
-from liverdis.study.codes import majority_accuracy, pca_mse
-from liverdis.study.comparison import corrected_t, difference, fold_differences
+from liverdis.study.codes import majority_accuracy, pca_mse, real_or_decoded
+from liverdis.study.comparison import (
+    BETTER,
+    NOT_SHOWN,
+    WORSE,
+    _table,
+    by_repeat,
+    corrected_t,
+    difference,
+    fold_differences,
+)
 from liverdis.study.evaluate import PREDICTION_COLUMNS, calibration, confusion, draw_confusion
-from liverdis.study.experiment import _bank_swaps, _Codes, _leakage, _measure, _swaps
+from liverdis.study.experiment import _bank_swaps, _Codes, _leakage, _measure, _prediction_rows, _swaps
 from liverdis.study.run import Task
-from liverdis.study.training import seed_all
-from liverdis.use.predict import Prediction, _nearest
+from liverdis.study.training import resumable_fit, seed_all
+from liverdis.use.predict import Prediction, _nearest, classify
 
 S = preset("smoke")
+TWO = preset("smoke", classes=("metastasis", "healthy"))
 K = len(CLASSES)
 
 
@@ -100,6 +114,34 @@ def test_confusion_figure_says_which_way_to_read_it():
     np.testing.assert_allclose(np.asarray(ax.collections[0].get_array()).reshape(K, K).sum(axis=1), 1)
 
 
+def test_a_verdict_needs_holm_and_the_patients():
+    "Four arms with p = 0.03 show nothing, one does; nor does one whose interval over patients holds zero"
+    row = dict(p_corrected=0.03, difference=0.05, low=0.01, p_equal=0.0, patients_low=0.02, patients_high=0.08)
+    row |= dict(n_patients=50)
+    table = lambda **rows: _table(rows, pd.Series(0.8, list(rows)))
+    four = table(a=row, b=row, c=row, d=row)
+    assert four.p_holm.tolist() == [0.12] * 4 and set(four.verdict) == {NOT_SHOWN}
+    assert table(a=row).verdict["a"] == BETTER
+    assert table(a={**row, "patients_low": -0.01}).verdict["a"] == NOT_SHOWN
+    worse = {**row, "difference": -0.05, "low": -0.09, "high": -0.01, "patients_low": -0.08, "patients_high": -0.02}
+    assert table(a=worse).verdict["a"] == WORSE
+    assert table(a={**worse, "patients_high": 0.01}).verdict["a"] == NOT_SHOWN
+
+
+def test_p_values_count_patients():
+    "Ten patients differ, eight of them in favour, whatever the number of their cases"
+    rows = []
+    for p in range(24):
+        for i in range(4):
+            right = {"baseline": not p < 8, "proposed": not 8 <= p < 10}
+            rows += [(0, 1 + p % 3, arm, f"{p:02d}-{i}", "cyst", "cyst" if right[arm] else "healthy") for arm in right]
+    df = predictions(rows)
+    df["patient_id"] = df.case_id.str[:2]
+    expected = pytest.approx(binomtest(8, 10).pvalue)
+    assert difference(df, "proposed", "baseline")["p_patients"] == expected
+    assert by_repeat(df, "proposed", "baseline").p_value[0] == expected
+
+
 # -- what is measured of the codes -------------------------------------------------------------------------------------
 
 Y = torch.arange(K).repeat_interleave(6)
@@ -159,6 +201,15 @@ def test_what_a_generator_is_compared_with_comes_from_the_training_part(parts, f
     assert found["majority_accuracy"] == majority_accuracy(y_train.numpy(), y.numpy())
 
 
+def test_an_image_and_what_was_decoded_from_it_are_judged_together():
+    "No fold learns from one of a pair and is asked about the other"
+    images = torch.rand(13, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with patch("liverdis.study.codes.cross_val_score") as score:
+        real_or_decoded(images, images.flip(-1))
+    folds = list(score.call_args.kwargs["cv"])
+    assert len(folds) == 5 and not any(set(train % 13) & set(test % 13) for train, test in folds)
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +255,49 @@ def test_settings_decide_how_long_and_which_epoch(tmp_path, kind, change, how):
     with patch.object(experiment, "resumable_fit") as fit:
         experiment._fit(run, Task(0, 1, kind), None, 0)
     assert fit.call_args.kwargs == how
+
+
+def test_phase_2_is_paid_for_hiding_the_class(fold):
+    "The weight of the adversary is that of the settings, with its sign"
+    assert GENERATORS["disentangle"].learner(fold).loss_func.lam == S.lam < 0
+
+
+def test_the_adversarys_steps_move_nothing_but_the_adversary(parts):
+    "Without its term in the loss (lambda 0), encoder and decoder do not feel how it learns"
+    trained = {}
+    for lr in (1e-4, 0.1):
+        s = replace(S, lam=0.0, dropout=0.0, adversary_steps=2, adversary_lr=lr)
+        seed_all(0)
+        phase1 = ARMS["baseline"].model(s)
+        learn = disentangle_learner(parts[0](s), phase1, s)
+        learn.dls.train.rng = random.Random(0)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, s.disentangle_lr)
+        trained[lr] = learn.model
+        assert not any(p.requires_grad for p in learn.model.adversary.parameters())
+    slow, fast = trained.values()
+    alike = lambda part: [torch.equal(a, b) for a, b in zip(*(getattr(m, part).parameters() for m in (slow, fast)))]
+    assert all(alike("unspec_encoder")) and all(alike("decoder")) and not any(alike("adversary"))
+
+
+def test_every_epoch_has_an_order_and_draws_of_its_own(parts, tmp_path):
+    "An epoch is seeded by its number"
+
+    class Look(Callback):
+        run_valid = False
+        states, orders = [], []
+
+        def before_train(self):
+            self.states.append(torch.get_rng_state())
+            self.orders.append([])
+
+        def before_batch(self):
+            self.orders[-1] += self.y.tolist()
+
+    learn = classifier_learner(parts[0](S), S, cbs=[look := Look()])
+    resumable_fit(learn, 2, S.classifier_lr, tmp_path, 5, one_cycle=True, best=False)
+    assert len(look.orders) == 2 and look.orders[0] != look.orders[1]
+    assert not torch.equal(*look.states)
 
 
 # -- arms --------------------------------------------------------------------------------------------------------------
@@ -259,6 +353,39 @@ def test_arms_of_mixtures_are_what_they_are_called(fold):
     assert fold.asked == ["sharp"]
 
 
+def test_targets_of_synthetic_images_stay_with_them(parts):
+    "The target of each made image is its own mean, so one that wanders is seen"
+    own = lambda x: x.mean((1, 2, 3))[:, None].expand(-1, K)
+    make = lambda x, y: (x, own(x))
+    learner = lambda dls: classifier_learner(dls, S, cbs=[SyntheticImages(make)])
+    x, targets = first_batch(SimpleNamespace(learner=learner), parts[0](S))
+    torch.testing.assert_close(targets[S.batch_size :], own(x[S.batch_size :]))
+    assert (targets[: S.batch_size].sum(1) == 1).all() and own(x).unique().numel() > S.batch_size // 2
+
+
+class _All(Callback):
+    "The images of all training batches, as they come to the network"
+
+    order, run_valid = 1000, False
+
+    def before_fit(self):
+        self.images = []
+
+    def before_batch(self):
+        self.images.append(self.x.as_subclass(torch.Tensor).flatten(1).clone())
+
+
+def test_no_view_is_shown_twice(fold):
+    "Neither within an epoch of duplicate-real nor in the next one"
+    learn = ARMS["duplicate-real"].learner(fold)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 1e-3, cbs=(seen := _All()))
+    images = torch.cat(seen.images)
+    assert len(images.unique(dim=0)) == len(images)
+    m = RandomAffine(0.2, 30.0, 0.1)
+    assert not torch.equal(m.matrices(4, "cpu"), m.matrices(4, "cpu"))
+
+
 # -- images and predictions --------------------------------------------------------------------------------------------
 
 
@@ -308,3 +435,32 @@ def test_neighbours_are_training_cases_by_standardised_codes():
     )
     found = _nearest([fold], torch.full((1, 2, 2), 0.4), 1)
     assert found.case_id.tolist() == ["b"] and found.distance.iloc[0] == pytest.approx(0.2)
+
+
+def test_probabilities_of_a_cohort_of_two_classes_keep_their_names():
+    "As the network's outputs are ordered"
+    cases = pd.DataFrame({"case_id": ["a", "b"], "patient_id": ["p", "q"], "label": ["healthy", "metastasis"]})
+    record = {"test": {"probabilities": {"a": [0.1, 0.9], "b": [0.7, 0.3]}}}
+    run = SimpleNamespace(cases=lambda repeat: cases, record=lambda task: record, settings=TWO)
+    rows = [row[3:] for row in _prediction_rows(run, Task(0, 1, "baseline"))]
+    assert rows == [("a", "p", "healthy", "healthy", 0.1, 0.9), ("b", "q", "metastasis", "metastasis", 0.7, 0.3)]
+
+
+class _Second(nn.Module):
+    "Is sure of the second class"
+
+    def forward(self, x):
+        return torch.tensor([[0.0, 9.0]]).expand(len(x), -1)
+
+
+def test_a_prediction_with_two_classes_and_pixels_that_are_not_square(tmp_path):
+    "The names are those of the settings, and the square is one in mm, as that of the training"
+    y, x = np.mgrid[:80, :100]
+    mask = ((y - 40) / 8) ** 2 + ((x - 50) / 14) ** 2 < 1
+    write_slice(tmp_path / "ct.dcm", np.random.default_rng(0).normal(90, 20, mask.shape), (0.8, 0.6))
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    p = classify({"net": _Second()}, TWO, tmp_path / "ct.dcm", tmp_path / "mask.png")
+    assert list(p.probabilities) == ["metastasis", "healthy"] and p.predicted == "healthy"
+    longest = max(0.8 * np.ptp(np.flatnonzero(mask.any(1))) + 0.8, 0.6 * np.ptp(np.flatnonzero(mask.any(0))) + 0.6)
+    sides = 0.8 * p.box.side, 0.6 * p.box.width
+    np.testing.assert_allclose(sides, (1 + 2 * TWO.margin) * longest)

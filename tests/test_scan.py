@@ -17,12 +17,13 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from liverdis.cohort.annotation.readers import read_structures
 from liverdis.cohort.archives import source_folder
+from liverdis.cohort.case_files import IngestOptions
 from liverdis.cohort.ct import CTSlice, read_hu, read_slice, upright, volume_headers, write_slice
 from liverdis.cohort.deidentify import identifying_words, load_key, public_text
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules
 from liverdis.cohort.manifest import load_manifest
-from liverdis.cohort.roi import load_rois
+from liverdis.cohort.roi import cached_rois, extract_roi, load_rois
 from liverdis.cohort.scan import scan_folder
 from liverdis.core import InputError
 
@@ -789,3 +790,14 @@ def test_patients_of_a_table_may_have_lesions_of_one_name(tmp_path):
     (tmp_path / 'src/t.csv').write_text('\n'.join(['lesion,image,label,row_min,row_max,col_min,col_max', *lines]))
     table, _ = measured(tmp_path / 'src', rules=())
     assert sorted(table.label) == ['cyst', 'metastasis']
+
+
+def test_stored_regions_of_pixels_that_are_not_square_are_those_cut_anew(tmp_path):
+    "15: `ingest` stores what `extract_roi` cuts"
+    series(tmp_path / "src", "P1", spacing_mm=(0.8, 0.6))
+    (tmp_path / "src/boxes.csv").write_text(BOX + "a,1-02.dcm,26,37,28,45\n")
+    m = ingest(tmp_path / "src", tmp_path / "out", LabelRules((('*', 'cyst', '*'),))).manifest
+    o = IngestOptions()
+    assert m.df.row_spacing_mm[0] == 0.8 and m.df.col_spacing_mm[0] == 0.6
+    stored = cached_rois(m, o.margin, o.size)[0, 0]
+    np.testing.assert_array_equal(stored, extract_roi(m.df.iloc[0], m.root, o.margin, o.size))

@@ -333,8 +333,9 @@ class _Pairing(NamedTuple):
 # %% ../../../nbs/cohort/annotation/masks.ipynb #1d3f33bb
 def _refuse_other_count(paths: Sequence[str | Path], instances: Sequence[int]) -> None:
     "`InputError` if other pictures of the folder are paired in order, and some of these would not be"
-    beside = sorted(p for p in Path(paths[0]).parent.iterdir() if p.suffix.lower() in PICTURE_KINDS)
-    for _, group in groupby(sorted(beside, key=picture_stem), picture_stem):
+    beside = [p for p in Path(paths[0]).parent.iterdir() if p.suffix.lower() in PICTURE_KINDS]
+    apart = (p for p in sorted(beside) if picture_stem(p) != picture_stem(paths[0]))
+    for _, group in groupby(sorted(apart, key=picture_stem), picture_stem):
         others = list(group)
         if len(others) == len(instances) > len(paths) and set(_numbers(others)) - set(instances):
             raise InputError(
