@@ -605,7 +605,7 @@ def _tell(result: 'Ingested', out: Path) -> None:
     if cue and cue.telling:
         _say(f'size gives the class away: {cue}')
     _say(f'{out}/manifest.csv: {len(made)} cases, {result.redone} patient(s) done now')
-    _say(f'{out}/qc.html: look at every case, and at the {len(result.skipped)} things skipped')
+    _say(f'{out}/qc.html: look at every case and at what was skipped ({len(result.skipped)})')
     if result.failed:
         raise typer.Exit(1)
 
