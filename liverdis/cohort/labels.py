@@ -195,7 +195,7 @@ def _read_text(
     try:
         return read_table(path)
     except InputError as e:
-        raise InputError(f'{e}, with the columns name,label') from e
+        raise InputError(f'{e} (a labels file begins with name,label)') from e
 
 # %% ../../nbs/cohort/labels.ipynb #2fe164ce
 def _read_table(
