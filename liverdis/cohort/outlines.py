@@ -239,7 +239,7 @@ def _read_batch(
     wanted = [key for key, label in labels.items() if label != 'ignore']
     if not wanted:
         return
-    given = given_labels(annotation.paths, annotation.kind, slices)
+    given = given_labels(annotation.paths, annotation.kind, slices, wanted)
     for s in read_structures(annotation.paths, annotation.kind, slices, wanted, annotation.headers):
         of_file = given.get(s.key)
         _add_structure(reading, s, labels[s.key], of_file if of_file in LABELS else None, annotation)

@@ -333,14 +333,14 @@ class _Pairing(NamedTuple):
 # %% ../../../nbs/cohort/annotation/masks.ipynb #1d3f33bb
 def _refuse_other_count(paths: Sequence[str | Path], instances: Sequence[int]) -> None:
     "`InputError` if other pictures of the folder are paired in order, and some of these would not be"
-    beside = [p for p in Path(paths[0]).parent.iterdir() if p.suffix.lower() in PICTURE_KINDS]
-    apart = (p for p in sorted(beside) if picture_stem(p) != picture_stem(paths[0]))
-    for _, group in groupby(sorted(apart, key=picture_stem), picture_stem):
-        others = list(group)
-        if len(others) == len(instances) > len(paths) and set(_numbers(others)) - set(instances):
+    folder, own = Path(paths[0]).parent, picture_stem(paths[0])
+    beside = sorted((picture_stem(p), p) for p in folder.iterdir() if p.suffix.lower() in PICTURE_KINDS)
+    for stem, group in groupby(beside, itemgetter(0)):
+        others = [p for _, p in group]
+        if stem != own and len(others) == len(instances) > len(paths) and set(_numbers(others)) - set(instances):
             raise InputError(
-                f"{paths[0]}: is numbered by InstanceNumber or like {others[0].name}, whose pictures are not; "
-                "give this structure one picture a slice, too"
+                f"{paths[0]}: may be counted by InstanceNumber, or as the pictures like {others[0].name} are, from "
+                f"{min(_numbers(others))} on; give this structure one picture a slice, too"
             )
 
 

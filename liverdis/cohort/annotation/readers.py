@@ -69,10 +69,11 @@ def given_labels(
     paths: Sequence[str | Path],  # as for `list_structures`
     kind: str,  # a word of `ANNOTATION_KINDS`
     slices: Sequence[SliceHeader] | None = None,  # of the series, if the annotation may be about others, too
+    keys: Iterable[str] | None = None,  # only these structures on it; None for all
 ) -> dict[str, str]:  # key -> label, in small letters
     "What a table says that its lesions are; nothing for any other annotation."
     stack = SliceStack(slices) if slices else None
-    return table_labels(paths, stack) if kind in ('boxes', 'polygons') else {}
+    return table_labels(paths, stack, keys) if kind in ('boxes', 'polygons') else {}
 
 
 def kind_of_name(

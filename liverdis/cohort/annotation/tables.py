@@ -208,11 +208,14 @@ def list_table(
 def table_labels(
     paths: Sequence[str | Path],  # one CSV
     stack: SliceStack | None = None,  # only the rows on this series, since other patients may have lesions of these ids
+    keys: Iterable[str] | None = None,  # only these lesions on it; None for all
 ) -> dict[str, str]:  # key -> label in small letters; nothing for a table without labels
     "What a table says that its lesions are; `InputError` if it says two things of one lesion."
-    df = lesion_table(paths[0]) if stack is None else _asked_rows(paths[0], stack, None).df
+    df = lesion_table(paths[0])
     if 'label' not in df:
         return {}
+    if stack is not None:
+        df = _asked_rows(paths[0], stack, keys).df
     given = df.assign(label=df.label.str.strip().str.lower()).drop_duplicates(['lesion', 'label'])
     twice = given.lesion[given.lesion.duplicated()]
     if len(twice):
