@@ -1,4 +1,8 @@
 import os
+import signal
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job; what it starts would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # with more, sums come in another order each time
 os.environ.setdefault('LIVERDIS_BUGS', 'raise')  # a bug of ours in a reader is no damaged file: see cohort/door
