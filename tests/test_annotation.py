@@ -12,7 +12,13 @@ import pydicom
 import pytest
 from PIL import Image
 
-from liverdis.cohort.annotation.readers import ANNOTATION_KINDS, list_structures, read_mask, read_structures
+from liverdis.cohort.annotation.readers import (
+    ANNOTATION_KINDS,
+    given_labels,
+    list_structures,
+    read_mask,
+    read_structures,
+)
 from liverdis.cohort.ct import SliceHeader, read_headers, read_hu, read_slice, sort_slices, write_slice
 from liverdis.cohort.manifest import file_checksum, save_manifest
 from liverdis.cohort.roi import load_rois
@@ -558,3 +564,92 @@ def test_a_name_that_two_slices_share(drawn, tmp_path):
             assert said in one_line(read_structures, [tmp_path / 't.csv'], 'boxes', frames)
         else:
             assert list(read_structures([tmp_path / 't.csv'], 'boxes', frames)[0].masks) == [3]
+
+
+Z = H.replace('image', 'z_mm')
+
+
+def read_table_of(folder, kind, text, slices):
+    (folder / 't.csv').write_text(text)
+    return read_structures([folder / 't.csv'], kind, slices)
+
+
+def test_boxes_that_meet_no_slice_are_in_the_notes(drawn, tmp_path):
+    "z of the slices is 0 to 14; a lesion outside altogether has notes in place of masks"
+    text = (
+        Z + 'a,2,1,3,4,5\na,320,1,3,4,5\n' + ''.join(f'b,{z},1,3,4,5\n' for z in (60, 20, 40, 80, 80)) + 'c,4,1,3,4,5\n'
+    )
+    some, none, whole = read_table_of(tmp_path, 'boxes', text, drawn[1])
+    assert list(some.masks) == [1] and some.notes[1:] == ('1 boxes at z_mm 320 lie on no slice of the series',)
+    assert not none.masks and none.notes[1:] == ('5 boxes at z_mm 20 to 80 lie on no slice of the series',)
+    assert list(whole.masks) == [2] and whole.notes == ('a box, no outline',)
+    of_many = H + 'a,c1.dcm,1,3,4,5\na,another.dcm,1,3,4,5\n'  # patients, who may have lesions of one id
+    of_many_z = H.replace('image', 'image,z_mm') + 'a,c1.dcm,2,1,3,4,5\na,another.dcm,99,1,3,4,5\n'
+    for text in (of_many, of_many_z):
+        assert read_table_of(tmp_path, 'boxes', text, drawn[1])[0].notes == ('a box, no outline',)
+
+
+def test_points_that_meet_no_slice_are_in_the_notes(drawn, tmp_path):
+    text = 'lesion,z_mm,row,col\n' + ''.join(
+        f'a,{z},{p}\n' for z, p in zip((2, 2, 200, 2), ('1,1', '1,9', '5,5', '9,9'))
+    )
+    (found,) = read_table_of(tmp_path, 'polygons', text, drawn[1])
+    assert list(found.masks) == [1] and found.notes == ('1 points at z_mm 200 lie on no slice of the series',)
+
+
+def test_a_lesion_on_no_slice_keeps_its_label(drawn, tmp_path):
+    (tmp_path / 't.csv').write_text(Z.replace('max\n', 'max,label\n') + 'a,320,1,3,4,5,cyst\nb,2,1,3,4,5,metastasis\n')
+    assert given_labels([tmp_path / 't.csv'], 'boxes', drawn[1]) == {'a': 'cyst', 'b': 'metastasis'}
+
+
+def turned(slices, along, down):
+    "The same slices in another orientation, 2 mm apart along z where that is possible"
+    return [replace(s, orientation=(*along, *down)) for s in slices]
+
+
+@pytest.mark.parametrize('along, down', [((0, 1, 0), (0, 0, -1)), ((1, 0, 0), (0, 0, -1)), ((0, 1, 0), (0.6, 0, -0.8))])
+def test_z_picks_no_slice_that_is_not_axial(drawn, tmp_path, along, down):
+    "Sagittal, coronal, and oblique sagittal"
+    slices = turned(drawn[1], along, down)
+    said = one_line(read_table_of, tmp_path, 'boxes', Z + 'a,2,1,3,4,5\n', slices)
+    assert 'not axial' in said and 'name the image' in said
+    assert list(read_table_of(tmp_path, 'boxes', H + 'a,c1.dcm,1,3,4,5\n', slices)[0].masks) == [1]
+
+
+@pytest.mark.parametrize('degrees', [-30, 3, 30])
+def test_z_picks_tilted_slices(drawn, tmp_path, degrees):
+    "Of a tilted gantry: 2 mm apart along z, less along the normal, so half-way is 1 mm all the same"
+    a = np.deg2rad(degrees)
+    slices = turned(drawn[1], (1, 0, 0), (0, np.cos(a), np.sin(a)))
+    for z, rank in ((2, 1), (4.95, 2), (5.05, 3), (-0.98, 0), (14.98, 7)):
+        (found,) = read_table_of(tmp_path, 'boxes', Z + f'a,{z},1,3,4,5\n', slices)
+        assert list(found.masks) == [rank]
+    assert not read_table_of(tmp_path, 'boxes', Z + 'a,15.1,1,3,4,5\n', slices)[0].masks
+
+
+SQUARE = [(10.5, 10.5), (10.5, 20.5), (20.5, 20.5), (20.5, 10.5)]
+
+
+def vertices(image, points):
+    return ''.join(f'a,{image},{row},{col}\n' for row, col in points)
+
+
+def test_polygons_that_enclose_nothing_are_in_the_notes(drawn, tmp_path):
+    "One beside the picture, of 60 rows, and one between four pixel centres"
+    beside = [(row + 100, col) for row, col in SQUARE]
+    tiny = [(5.2, 5.2), (5.2, 5.8), (5.8, 5.8)]
+    text = 'lesion,image,row,col\n' + vertices('c1', SQUARE) + vertices('c2', beside) + vertices('c3', tiny)
+    (found,) = read_table_of(tmp_path, 'polygons', text, drawn[1])
+    assert {k: m.sum() for k, m in found.masks.items()} == {1: 100}
+    assert found.notes == ('2 contours enclose no pixel',)
+
+
+@pytest.mark.parametrize('times', [2, 3, 4])
+def test_a_polygon_in_a_table_appended_to_itself(drawn, tmp_path, times):
+    (found,) = read_table_of(tmp_path, 'polygons', 'lesion,image,row,col\n' + vertices('c1', SQUARE) * times, drawn[1])
+    assert found.masks[1].sum() == 100 and not found.notes
+
+
+def test_spaces_after_an_id_make_no_other_lesion(drawn, tmp_path):
+    (found,) = read_table_of(tmp_path, 'boxes', H + 'a,c1.dcm,1,3,4,5\na ,c2.dcm ,1,3,4,5 \n', drawn[1])
+    assert found.key == 'a' and list(found.masks) == [1, 2]

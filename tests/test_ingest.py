@@ -623,3 +623,12 @@ def test_a_relative_path_is_meant_from_where_one_stands(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / name)
         done = ingest('src', 'out', LabelRules((('livertumor', 'cyst', '*'),)), jobs=2)
         assert len(done.manifest.df) == 2
+
+
+def test_a_patient_of_the_labels_file_that_is_several_is_told(tmp_path):
+    for k, site in enumerate(('siteA', 'siteB')):
+        write_example(tmp_path / 'src' / site / '001', f'Doe^{site}', f'P{k}', k)
+    (tmp_path / 'labels.csv').write_text('name,label,patient\nlivertumor,cyst,001\n')
+    how = ('--out', tmp_path / 'out', '--labels', tmp_path / 'labels.csv')
+    r = command('ingest', tmp_path / 'src', *how)
+    assert 'is about several patients, in siteA/001 and siteB/001' in r.stderr

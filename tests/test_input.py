@@ -1,6 +1,7 @@
 """What does not read well in a notebook: bad tables in bulk, folds of many cohorts, and real CT where it is at hand."""
 
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from liverdis.cohort.annotation.readers import read_mask
 from liverdis.cohort.ct import AIR, read_series, read_slice, write_slice
 from liverdis.cohort.folds import make_folds
 from liverdis.cohort.healthy import GAP_MM, near_lesions, place_healthy
+from liverdis.cohort.labels import LabelRules, Named, load_labels, shared_names, write_labels
 from liverdis.cohort.manifest import MANIFEST_COLUMNS, file_checksum, load_manifest, save_manifest, verify_files
 from liverdis.cohort.roi import Box, bounding_box, crop, extract_roi, lesion_box, load_rois
 from liverdis.core import CLASSES, InputError
@@ -109,6 +111,13 @@ def test_files_of_many_outlines_need_to_say_which(cohort, tmp_path, kind, segmen
     save_manifest(cohort, tmp_path / 'm.csv')
 
 
+@pytest.mark.parametrize('sign', ['\u2028', '\x85', '\x0c', '\x1c'])
+def test_a_cell_with_a_sign_that_ends_lines_elsewhere_is_one_cell(cohort, tmp_path, sign):
+    cohort[0].update(patient_id=f'P{sign}1')
+    save_manifest(cohort, tmp_path / 'm.csv')
+    assert load_manifest(tmp_path / 'm.csv').df.patient_id[0] == f'P{sign}1'
+
+
 def test_several_errors_are_counted(cohort, tmp_path):
     for r in cohort:
         r['label'] = 'unknown'
@@ -160,6 +169,64 @@ def test_verify_names_the_row(cohort, tmp_path):
     cohort[1].update(annotation_path='lesion.png', sha256='0' * 64)
     message = one_line(verify_files, save_manifest(cohort, tmp_path / 'm.csv'))
     assert 'row 3' in message and 'changed' in message
+
+
+# labels
+
+
+def filled_in(path, labels, patient='8165c3565f35'):
+    "The rules of a form that was written for structures of a patient and filled in with these labels, by name"
+    write_labels(path, pd.DataFrame(dict(name=list(labels), patient=patient)))
+    form = pd.read_csv(path, dtype=str, keep_default_na=False)
+    form.assign(label=form.name.map(labels)).to_csv(path, index=False)
+    return load_labels(path)
+
+
+@pytest.mark.parametrize('names', [('Tumor', 'TUMOR'), ('TUMOR', 'Tumor'), ('Tumor#2', 'tumor#2')])
+def test_structures_that_differ_in_case_have_the_labels_of_their_lines(tmp_path, names):
+    labels = dict(zip(names, ('metastasis', 'cyst')))
+    rules = filled_in(tmp_path / 'labels.csv', labels)
+    for name, label in labels.items():
+        assert rules.of(Named(name.partition('#')[0], number=2), ('8165c3565f35',)) == label
+    last = LabelRules((*rules.rules, ('*', 'ignore', '8165c3565f35')))
+    assert {last.of(Named(name, number=2), ('8165c3565f35',)) for name in names} == {'ignore'}
+
+
+@pytest.mark.parametrize('other, patterned', [('Tumor1', 'Tumor*'), ('Lesion', 'Lesion#1'), ('a*b', 'a*')])
+def test_a_name_that_reads_as_a_pattern_does_not_overrule_in_silence(tmp_path, other, patterned):
+    "Below the line that it overrules it is refused; above, or named by its code, each line is about its structure"
+    structures = Named(other, 's-0000000001', 1), Named(patterned, 's-0000000002')
+    patient, wanted = ('8165c3565f35',), ['metastasis', 'cyst']
+    rules = filled_in(tmp_path / 'below.csv', {other: 'metastasis', patterned: 'cyst'})
+    assert f'put the line of {patterned!r} above' in one_line(rules.of, structures[1], patient)
+    rules = filled_in(tmp_path / 'above.csv', {patterned: 'cyst', other: 'metastasis'})
+    assert [rules.of(s, patient) for s in structures] == wanted
+    rules = filled_in(tmp_path / 'code.csv', {other: 'metastasis', 's-0000000002': 'cyst'})
+    assert [rules.of(s, patient) for s in structures] == wanted
+    rules = filled_in(tmp_path / 'alike.csv', dict.fromkeys((other, patterned), 'cyst'))
+    assert [rules.of(s, patient) for s in structures] == ['cyst', 'cyst']
+
+
+@pytest.mark.parametrize('source, typed', [('NFD', 'NFC'), ('NFC', 'NFD')])
+def test_accents_are_compared_however_they_are_stored(tmp_path, source, typed):
+    of_source, by_hand = (
+        [unicodedata.normalize(form, name) for name in ('L\u00e4sion', 'Andr\u00e9')] for form in (source, typed)
+    )
+    path = tmp_path / 'labels.csv'
+    path.write_text('name,label,patient\n' + ','.join((by_hand[0], 'cyst', by_hand[1])) + '\n', encoding='utf-8')
+    assert load_labels(path).of(Named(of_source[0]), (of_source[1],)) == 'cyst'
+    assert write_labels(path, pd.DataFrame(dict(name=of_source[:1], patient=of_source[1:]))) == 0
+    with path.open('a', encoding='utf-8') as f:
+        f.write(','.join((of_source[0], 'metastasis', of_source[1])) + '\n')
+    assert 'line 3: gives' in one_line(load_labels, path)
+
+
+def test_a_number_that_two_sites_give_is_told():
+    patients = [('siteA/001/ct', 'A1', '001', 'siteA', 'ct'), ('siteB/001/ct', 'B7', '001', 'siteB', 'ct')]
+    rules = [('livertumor', 'cyst', patient) for patient in ('001', 'siteA', 'B7', '00?', 'siteB/001/ct', '*')]
+    assert shared_names(LabelRules(tuple(rules)), patients) == {rules[0]: ('siteA/001', 'siteB/001')}
+    batch = [('batch/001', 'A1', '001', 'batch'), ('batch/002', 'B7', '002', 'batch')]
+    assert not shared_names(LabelRules((('livertumor', 'cyst', 'batch'),)), batch)
 
 
 # folds

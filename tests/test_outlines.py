@@ -49,9 +49,9 @@ def nifti(path, mask, z_mm=0.0):
 LIVER, GROWTH = box((4, 60), (4, 60)), box((20, 32), (20, 32), (5, 9))
 
 
-def healthy(src, labels=TUMOUR, n=3):
+def healthy(src, labels=TUMOUR, n=3, **how):
     "The healthy squares of a source, and why there are none"
-    done = ingest(src, src.with_name('out'), labels, options=IngestOptions(healthy=n))
+    done = ingest(src, src.with_name('out'), labels, options=IngestOptions(healthy=n), **how)
     measured = pd.read_csv(src.with_name('out') / 'measurements.csv')
     reasons = done.skipped.reason[done.skipped.what == 'healthy parenchyma']
     return measured[measured.label == 'healthy'], reasons.tolist()
@@ -289,6 +289,71 @@ def test_no_square_is_healthy_where_an_outline_was_refused(source, fault):
     squares, reasons = healthy(source)
     assert squares.patient_id.nunique() == 1 and len(squares) == 3
     assert len(reasons) == 1 and 'could not be read or placed' in reasons[0]
+
+
+DRAWN = '{"shapes": [{"label": "tumour", "points": [[20, 20], [20, 32], [32, 32]]}]}'
+BOX = 'lesion,image,row_min,row_max,col_min,col_max,label\n1,s6.dcm,20,32,20,32,'
+
+
+@pytest.mark.parametrize(
+    'name,text,kind,patients',
+    [
+        ('tumour.json', DRAWN, 'auto', 1),
+        ('tumour.npy', 'numbers', 'auto', 1),
+        ('tumour.csv', BOX + 'cyst', 'nifti', 1),
+        ('ct.json', '{"Modality": "CT", "SliceThickness": 2.5}', 'auto', 2),  # as dcm2niix writes one beside each CT
+        ('report.pdf', 'no lesion', 'auto', 2),
+    ],
+)
+def test_no_square_is_healthy_where_outlines_are_left_out(source, name, text, kind, patients):
+    berta(source)
+    (source / 'berta' / name).write_text(text)
+    squares, reasons = healthy(source, kind=kind)
+    assert squares.patient_id.nunique() == patients and len(reasons) == 2 - patients
+
+
+def test_no_square_is_healthy_where_a_lesion_is_empty_for_its_reader(source):
+    "Points, which outline nothing: what else the file says of that lesion is told"
+    berta(source)
+    slices = [pydicom.dcmread(source / f'berta/ct/s{k}.dcm') for k in range(SLICES)]
+    formats.rtstruct(source / 'berta', slices, GROWTH.T.astype(bool), 'tumor')
+    ds = pydicom.dcmread(path := source / 'berta/rtstruct.dcm')
+    for contour in ds.ROIContourSequence[0].ContourSequence:
+        contour.ContourGeometricType = 'POINT'
+    ds.save_as(path)
+    squares, reasons = healthy(source)
+    assert squares.patient_id.nunique() == 1 and len(reasons) == 1
+    told = pd.read_csv(source.with_name('out') / 'skipped.csv').reason
+    assert told.str.contains('is empty on the slices of its series; .* points').any()
+
+
+@pytest.mark.parametrize('z_mm', ['15', '150'])
+def test_no_square_is_healthy_where_a_row_may_lie_wrong(source, z_mm):
+    "One of two rows of a lesion, ten times too high"
+    berta(source)
+    rows = [f'1,{z},20,32,20,32,cyst\n' for z in ('12.5', z_mm)]
+    (source / 'berta/t.csv').write_text('lesion,z_mm,row_min,row_max,col_min,col_max,label\n' + ''.join(rows))
+    squares, reasons = healthy(source)
+    assert squares.patient_id.nunique() == (2 if z_mm == '15' else 1) and len(reasons) == (z_mm == '150')
+
+
+def test_a_box_is_no_outline_of_a_liver(source):
+    (source / 'anna/liver.nii.gz').unlink()
+    (source / 'anna/boxes.csv').write_text(BOX + 'liver')
+    squares, reasons = healthy(source)
+    assert len(squares) == 0 and reasons == ['no outline of the liver']
+
+
+def test_no_square_is_healthy_beside_a_volume_that_counts_as_another_patient(source):
+    "Half of the scan as NIfTI, with the lesion that the DICOM series lacks"
+    berta(source)
+    half = np.random.default_rng(0).normal(50, 60, GROWTH.shape).astype(np.int16)[..., :10]
+    nifti(source / 'berta/scan.nii.gz', half)
+    nifti(source / 'berta/scan_tumor.nii.gz', GROWTH[..., :10])
+    squares, reasons = healthy(source)
+    assert squares.patient_id.nunique() == 1 and any('could not be read or placed' in reason for reason in reasons)
+    told = pd.read_csv(source.with_name('out') / 'skipped.csv').reason
+    assert told.str.startswith('is a volume beside the DICOM series of one patient').any()
 
 
 def test_a_file_that_was_refused_and_is_gone_is_forgotten(source):

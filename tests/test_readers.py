@@ -20,11 +20,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from liverdis.cohort.annotation.labelmaps import MOST_VALUES, is_label_map
-from liverdis.cohort.annotation.readers import given_labels, list_structures, read_mask, read_structures
+from liverdis.cohort.annotation.readers import (
+    given_labels,
+    list_structures,
+    read_mask,
+    read_structure,
+    read_structures,
+)
 from liverdis.cohort.annotation.tables import table_kind
 from liverdis.cohort.cases import split_lesions
-from liverdis.cohort.ct import read_headers, read_hu, sort_slices, volume_headers, write_slice
+from liverdis.cohort.ct import read_headers, read_hu, read_slice, sort_slices, volume_headers, write_slice
 from liverdis.cohort.duplicates import overlapping
+from liverdis.cohort.headers import ct_slices
 from liverdis.cohort.joining import check_patients, join_manifests
 from liverdis.cohort.manifest import file_checksum, load_manifest, save_manifest
 from liverdis.cohort.roi import extract_roi
@@ -385,6 +392,85 @@ def test_contours_through_pixel_centres_keep_their_outermost_ring(ct, slices, tm
     assert found.notes == (
         '9 contours run through pixel centres, as rt-utils draws them: the pixels on the line are counted in',
     )
+
+
+# values that are no Hounsfield units
+
+CIRCLE = np.hypot(Y - 32, X - 40) < 31
+BODY = np.where(TUMOUR[3], 60, np.where(LIVER[3], 110, -80)) + np.random.default_rng(0).normal(0, 10, Y.shape).round()
+BODY[:8] = -1000
+UNSIGNED = dict(RescaleIntercept=0, PixelRepresentation=0)
+GREYS = 255 * ((BODY + 160) / 400).clip(0, 1)
+ONLY_LIVER = np.where(LIVER[3], BODY.clip(20), 0)
+
+
+@pytest.mark.parametrize(
+    'values, tags',
+    [
+        (BODY + 1024, UNSIGNED),
+        (BODY + 1024, dict(RescaleIntercept=0)),
+        (np.where(CIRCLE, BODY + 1024, 0), UNSIGNED | dict(PixelPaddingValue=0)),
+        (np.where(CIRCLE, BODY + 1024, -2000), dict(RescaleIntercept=0)),
+        (GREYS, UNSIGNED),
+        (ONLY_LIVER, UNSIGNED),
+    ],
+    ids=['offset', 'offset, signed', 'and declared padding', 'and padding', 'greys', 'zero outside the liver'],
+)
+def test_a_dicom_slice_that_is_not_in_hounsfield_units(tmp_path, values, tags):
+    "Before, a lesion of 60 HU was measured as 1084"
+    write_slice(tmp_path / 'ct.dcm', values, **tags)
+    assert 'not in Hounsfield units' in one_line(read_slice, tmp_path / 'ct.dcm')
+
+
+@pytest.mark.parametrize(
+    'values, tags',
+    [
+        (BODY, dict(RescaleIntercept=0)),
+        (BODY, dict(PixelRepresentation=0)),
+        (np.where(CIRCLE, BODY, -3024), dict(PixelPaddingValue=-2000)),
+        (np.where(CIRCLE, BODY, -2000), {}),
+        (ONLY_LIVER, {}),
+        (np.where(LIVER[3], BODY.clip(20), -1024), {}),
+        (np.where(CIRCLE, BODY.clip(0), -3024), {}),
+        (np.zeros(Y.shape), UNSIGNED),
+    ],
+    ids=[
+        *('signed', 'unsigned', 'declared padding', 'padding'),
+        *('liver in 0', 'liver in air', 'cut off in padding', 'blank'),
+    ],
+)
+def test_a_dicom_slice_in_hounsfield_units(tmp_path, values, tags):
+    write_slice(tmp_path / 'ct.dcm', values, **tags)
+    assert (read_slice(tmp_path / 'ct.dcm').hu == np.maximum(values, -1024)).all()
+
+
+def test_padding_makes_no_hounsfield_units_of_a_volume(ct, tmp_path):
+    "Raw values of a GE scanner in a circle of -2000; a body cut off at 0 in such a circle is taken"
+    for name, values in ('raw', BODY + 1024), ('cut', BODY.clip(0)):
+        volume = np.stack([np.where(CIRCLE, values, -2000)] * 8).astype(np.int16)
+        as_nifti(tmp_path / f'{name}.nii', ct, volume)
+    assert 'HU + 1024' in one_line(ct_slices, tmp_path / 'raw.nii')
+    assert len(ct_slices(tmp_path / 'cut.nii')) == 8
+
+
+@real
+def test_real_sets_are_in_hounsfield_units():
+    folders = 'ircad17/PATIENT_DICOM', 'chaos03/DICOM_anon', 'dcmqi_liver_seg/ct-3slice', 'rtstruct_ibsi/dicom/image'
+    for folder in (*folders, 'ts_dicom_nifti/example_ct_dicom'):
+        files = sorted(f for f in (REALDATA / folder).iterdir() if f.is_file())
+        for file in files[:: max(1, len(files) // 3)]:
+            assert read_hu(ct_slices(file)[0].header).hu.min() < -10, file
+    assert ct_slices(REALDATA / 'ts_dicom_nifti/example_ct_sm.nii.gz')
+
+
+def test_a_structure_on_one_slice_says_nothing_of_the_others(ct, slices, tmp_path):
+    "The contours of the other slices are no fault; a note on the outline itself stays"
+    holes = np.zeros_like(TUMOUR)
+    holes[0] = np.hypot(Y - 30, X - 44) < 2.5
+    rtutils(tmp_path, ct, TUMOUR & ~holes, holes)
+    found = read_structure(tmp_path / 'rtstruct.dcm', 'rtstruct', '1', read_hu(slices[3]))
+    assert (found.masks[0] == TUMOUR[3]).all()
+    assert [note[:30] for note in found.notes] == ['1 contours run through pixel c']
 
 
 # the same lesion, or the same person, twice

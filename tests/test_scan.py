@@ -6,6 +6,7 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
+import formats
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -764,6 +765,7 @@ def test_numbers_choose_among_volumes_and_refuse_none_that_is_alone(tmp_path, na
     table, done = measured(tmp_path / 'src')
     if in_a_folder:
         assert list(table.slice_index) == [1]
+        assert 'other numbers than that of its CT' in table.notes[0]
     else:
         assert table is None and 'other numbers' in why_not(done)
 
@@ -801,3 +803,109 @@ def test_stored_regions_of_pixels_that_are_not_square_are_those_cut_anew(tmp_pat
     assert m.df.row_spacing_mm[0] == 0.8 and m.df.col_spacing_mm[0] == 0.6
     stored = cached_rois(m, o.margin, o.size)[0, 0]
     np.testing.assert_array_equal(stored, extract_roi(m.df.iloc[0], m.root, o.margin, o.size))
+
+
+def test_numbers_of_pictures_that_run_against_the_body_are_told(tmp_path):
+    "InstanceNumber from the head, pictures perhaps from the feet: one for each slice, and nothing to tell"
+    series(tmp_path / 'src/P1/ct', 'P1')
+    for k in range(3):
+        ds = pydicom.dcmread(f := tmp_path / f'src/P1/ct/1-{k + 1:02d}.dcm')
+        ds.InstanceNumber = 3 - k
+        ds.save_as(f)
+        Image.fromarray(outline() * (k == 0)).save(tmp_path / f'src/P1/mask_{k + 1}.png')
+    table, _ = measured(tmp_path / 'src')
+    assert list(table.slice_index) == [2] and 'by InstanceNumber' in table.notes[0]
+
+
+def test_compressed_masks_of_16_bits_are_masks(tmp_path):
+    "In a folder whose name does not say so"
+    series(tmp_path / 'src/P1/ct', 'P1')
+    for k in range(3):
+        f = tmp_path / f'src/P1/tumor1/{k}.dcm'
+        f.parent.mkdir(exist_ok=True)
+        tags = dict(PatientID='P1', SeriesInstanceUID='1.9', StudyInstanceUID='1.31', FrameOfReferenceUID='1.4')
+        write_slice(f, outline() * (k == 1) - 0.0, position_mm=(0, 0, 5 * k), InstanceNumber=k + 1, **tags)
+        ds = pydicom.dcmread(f)
+        ds.RescaleIntercept, ds.PixelData = 0, (outline().astype('i2') * (k == 1)).tobytes()
+        ds.compress(pydicom.uid.RLELossless)
+        ds.save_as(f)
+    assert [kind for _, kind, _ in found(tmp_path / 'src')[0]] == ['dicom-mask']
+
+
+@pytest.mark.parametrize('suffix', ['mhd', 'nhdr'])
+def test_mask_whose_numbers_lie_apart_is_read_again_when_they_change(tmp_path, suffix):
+    volume_pair(tmp_path / 'src/P1', 'ct.nii.gz', 'mask.nii.gz')
+    (tmp_path / 'src/P1/mask.nii.gz').unlink()
+    said = {
+        'mhd': 'ObjectType = Image\nNDims = 3\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 0 0 0\n'
+        'ElementSpacing = 1 1 5\nDimSize = 64 64 3\nElementType = MET_UCHAR\nElementDataFile = mask.raw\n',
+        'nhdr': 'NRRD0004\ntype: uchar\ndimension: 3\nspace: left-posterior-superior\nsizes: 64 64 3\n'
+        'space directions: (1,0,0) (0,1,0) (0,0,5)\nspace origin: (0,0,0)\nencoding: raw\ndata file: mask.raw\n',
+    }
+    (tmp_path / f'src/P1/mask.{suffix}').write_text(said[suffix])
+    sizes = []
+    for side in (8, 12):
+        mask = outline(slice(20, 20 + side), slice(20, 20 + side)) // 255
+        (tmp_path / 'src/P1/mask.raw').write_bytes(np.stack([0 * mask, mask, 0 * mask]).tobytes())
+        sizes.append(measured(tmp_path / 'src')[0].area_mm2[0])
+    assert sizes == [64, 144]
+
+
+def test_one_scan_under_two_patient_ids_is_told(tmp_path):
+    for patient in ('P1', 'P2'):
+        series(tmp_path / 'src' / patient, patient)
+        Image.fromarray(outline()).save(tmp_path / 'src' / patient / '1-02.png')
+    _, done = measured(tmp_path / 'src')
+    assert len(done.manifest) == 2 and 'one person would count as two' in why_not(done)
+
+
+def test_patients_that_are_removed_are_told(tmp_path):
+    for patient, value in (('P1', 60), ('P2', 80)):
+        series(tmp_path / patient / 'ct', patient, value)
+        Image.fromarray(outline()).save(tmp_path / patient / 'ct/1-02.png')
+    rules = LabelRules((('*', 'metastasis', '*'),))
+    first, then = (ingest(tmp_path / patient, tmp_path / 'out', rules) for patient in ('P1', 'P2'))
+    assert not first.problems and '1 patient(s) of an earlier run' in why_not(then)
+
+
+@pytest.mark.parametrize('name', ['Doe^Jane', ''])
+def test_studies_of_one_name_without_an_id_are_told(tmp_path, name):
+    for k, value in enumerate((60, 80)):
+        series(tmp_path / f'src/{k}', 'P1', value, PatientName=name)
+        for f in (tmp_path / f'src/{k}').iterdir():
+            ds = pydicom.dcmread(f)
+            ds.PatientID, ds.StudyInstanceUID = '', f'1.7.{k}'
+            ds.save_as(f)
+    told = [p.reason for p in scan_folder(tmp_path / 'src')[1] if 'counts as another patient' in p.reason]
+    assert len(told) == bool(name)
+
+
+def test_volumes_of_one_folder_that_differ_by_a_date_are_told(tmp_path):
+    for patient, dates in (('P1', ('20190301', '20200214')), ('P2', ('20180711',))):
+        for date in dates:
+            volume_pair(tmp_path / f'{patient}_{date}', f'ct_{date}.nii.gz', f'ct_{date}_mask.nii.gz')
+            shutil.copytree(tmp_path / f'{patient}_{date}', tmp_path / 'src' / patient, dirs_exist_ok=True)
+    told = [p.path.name for p in scan_folder(tmp_path / 'src')[1] if 'but for a date' in p.reason]
+    assert told == ['ct_20200214.nii.gz']
+
+
+def test_one_id_with_two_birth_dates_is_told(tmp_path):
+    for k, value in enumerate((60, 80)):
+        series(tmp_path / f'src/{k}', 'P1', value, PatientName='ANON', PatientBirthDate=f'19{k}00101')
+    told = [p.reason for p in scan_folder(tmp_path / 'src')[1]]
+    assert sum('another PatientName or birth date' in reason for reason in told) == 1
+
+
+@pytest.mark.parametrize('patient,fits', [('P1', True), ('', True), ('4711', False)])
+def test_outlines_of_another_patient_in_the_same_space_are_refused(tmp_path, patient, fits):
+    "After an anonymiser gave all scans one FrameOfReferenceUID"
+    series(tmp_path / 'src/P1/ct', 'P1')
+    slices = [pydicom.dcmread(f) for f in sorted((tmp_path / 'src/P1/ct').iterdir())]
+    formats.rtstruct(tmp_path / 'src', slices, np.stack([outline() > 0] * 3), references=False)
+    ds = pydicom.dcmread(f := tmp_path / 'src/rtstruct.dcm')
+    ds.PatientID = patient
+    frame = ds.ReferencedFrameOfReferenceSequence[0]
+    frame.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0].SeriesInstanceUID = '1.99'
+    ds.save_as(f)
+    annotations, told = found(tmp_path / 'src')
+    assert bool(annotations) == fits and any('another PatientID' in reason for reason in told) != fits

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Entry', 'phase_of', 'naming_words', 'Problem', 'SeriesFields', 'SliceEntry', 'OutlineEntry', 'UnreadEntry',
-           'problem_of', 'index_files']
+           'problem_of', 'index_files', 'ct_slices']
 
 # %% ../../nbs/cohort/headers.ipynb #43932ff4
 import os
@@ -30,15 +30,17 @@ from .annotation.labelmaps import is_label_map
 from .annotation.masks import PICTURE_KINDS
 from .annotation.tables import table_kind
 from liverdis.cohort.ct import (
+    FAT,
     SPACINGS_MM,
     SliceHeader,
     checked_position,
     flat_attributes,
     frame_numbers,
     header_fields,
+    require_hounsfield,
     volume_headers,
 )
-from .door import checked_numbers, one_line, parse_dicom, raise_bug
+from .door import checked_numbers, one_line, parse_dicom, raise_bug, require_file
 from .unread import UnreadKind, unread_dicom, unread_kind
 from .volumes import is_volume, open_volume, volume_kind, volume_segments, volume_stem
 from ..core import InputError, brief
@@ -111,6 +113,7 @@ class Problem:
     path: Path
     reason: str
     failed: bool = True  # it could not be read; False: it is of no use here
+    unseen: bool = False  # it is left out, and may outline a lesion all the same
 
 # %% ../../nbs/cohort/headers.ipynb #ea3cf06a
 @dataclass(frozen=True, eq=False)
@@ -146,6 +149,7 @@ class OutlineEntry:
     series: frozenset[str] = frozenset()  # SeriesInstanceUIDs
     frames: frozenset[str] = frozenset()  # FrameOfReferenceUIDs
     study: str = ''  # StudyInstanceUID
+    patient: str = ''  # PatientID
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,17 +163,21 @@ class UnreadEntry:
 Entry = SliceEntry | OutlineEntry | UnreadEntry
 
 # %% ../../nbs/cohort/headers.ipynb #9ca2f43a
+def _whose(ds: Dataset) -> tuple[str, str]:
+    "StudyInstanceUID and PatientID"
+    return str(ds.get('StudyInstanceUID') or ''), str(ds.get('PatientID') or '').strip()
+
+
 def _seg_entry(path: Path, ds: Dataset) -> OutlineEntry:
     series = {str(s.get('SeriesInstanceUID')) for s in ds.get('ReferencedSeriesSequence', [])}
-    frame, study = str(ds.get('FrameOfReferenceUID') or ''), str(ds.get('StudyInstanceUID') or '')
-    return OutlineEntry('seg', path, frozenset(series), frozenset([frame] if frame else []), study)
+    frame = str(ds.get('FrameOfReferenceUID') or '')
+    return OutlineEntry('seg', path, frozenset(series), frozenset([frame] if frame else []), *_whose(ds))
 
 
 def _rtstruct_entry(path: Path, ds: Dataset) -> OutlineEntry:
     spaces = ds.get('ReferencedFrameOfReferenceSequence', [])
     frames = {str(s.FrameOfReferenceUID) for s in spaces if 'FrameOfReferenceUID' in s}
-    study = str(ds.get('StudyInstanceUID') or '')
-    return OutlineEntry('rtstruct', path, frozenset(referenced_series(ds)), frozenset(frames), study)
+    return OutlineEntry('rtstruct', path, frozenset(referenced_series(ds)), frozenset(frames), *_whose(ds))
 
 
 _OUTLINES = {'SEG': _seg_entry, 'RTSTRUCT': _rtstruct_entry}  # by modality
@@ -184,17 +192,6 @@ def _middle_slice(image: Any, path: Path) -> np.ndarray:
     if not np.isfinite(values).all():
         raise InputError("holds values that are no numbers (NaN); save it in Hounsfield units, with air for them")
     return values
-
-
-def _require_hounsfield(values: np.ndarray) -> None:
-    "`InputError` unless an image has values below 0, as fat and air have"
-    low, high = values.min(), values.max()
-    if low >= -10:
-        how = 'HU + 1024' if high > 255 else 'a window of greys' if high > 1 else 'a scale or a probability'
-        raise InputError(
-            f"is an image with values from {low:g} to {high:g}, so not in Hounsfield units (perhaps {how}, or masked "
-            "with 0); save it in Hounsfield units"
-        )
 
 # %% ../../nbs/cohort/headers.ipynb #51f419ca
 def _value_notes(values: np.ndarray) -> tuple[str, ...]:
@@ -213,9 +210,9 @@ def _volume_entries(path: Path) -> list[Entry]:
     "The slices of a CT, or the outlines of a label map; `InputError` for another image"
     image = open_volume(path)
     values = None if volume_segments(image) else _middle_slice(image, path)
-    if values is None or (values.min() >= -10 and is_label_map(values)):
+    if values is None or (values.min() >= FAT and is_label_map(values)):
         return [OutlineEntry(volume_kind(path), path)]
-    _require_hounsfield(values)
+    require_hounsfield(values, path, cropped=values.min() < FAT)
     headers, name = volume_headers(path), volume_stem(path)
     checked_numbers(headers[0].spacing_mm, 2, *SPACINGS_MM, 'distance of pixels')
     words = ' '.join(sorted(naming_words(name)))
@@ -226,10 +223,10 @@ def _volume_entries(path: Path) -> list[Entry]:
 _SHARED = [
     int(Tag(name))
     for name in (
-        'Modality PatientID PatientName StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID ImageType '
-        'AcquisitionNumber SeriesDescription ProtocolName ContrastBolusStartTime ImageOrientationPatient PixelSpacing '
-        'SliceThickness Rows Columns BitsAllocated RescaleSlope RescaleIntercept RescaleType BurnedInAnnotation '
-        'SamplesPerPixel LossyImageCompression'
+        'Modality PatientID PatientName PatientBirthDate StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID '
+        'ImageType AcquisitionNumber SeriesDescription ProtocolName ContrastBolusStartTime ImageOrientationPatient '
+        'PixelSpacing SliceThickness Rows Columns BitsAllocated RescaleSlope RescaleIntercept RescaleType '
+        'BurnedInAnnotation SamplesPerPixel LossyImageCompression'
     ).split()
 ]
 _POSITION, _INSTANCE, _SOP = (int(Tag(t)) for t in ('ImagePositionPatient', 'InstanceNumber', 'SOPInstanceUID'))
@@ -300,7 +297,7 @@ def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
         header=SliceHeader(**header_fields(ds, path, None)),
         patient=_patient(ds, path, root),
         study=text('StudyInstanceUID'),
-        identifiers=f"{text('PatientID')} {text('PatientName')}",
+        identifiers=f"{text('PatientID')} {text('PatientName')} {text('PatientBirthDate')}",
         acquisition=text('AcquisitionNumber'),
         phase=phase_of(text('SeriesDescription'), _delay(ds), text('ProtocolName')),
         mask=ds.get('BitsAllocated') == 8,
@@ -452,3 +449,20 @@ def index_files(
         except Exception as e:  # parsers fail in many ways
             problems.append(problem_of(path, e))
     return entries, problems
+
+# %% ../../nbs/cohort/headers.ipynb #ctslc002
+def ct_slices(
+    path: str | Path,  # DICOM, or a volume
+) -> list[SliceEntry]:  # in the order of their frames
+    "The slices of a CT in one file; `InputError`, with the reason, if it holds none in Hounsfield units."
+    require_file(path)
+    entries, problems = index_files([path], Path(path).parent)
+    for problem in problems:
+        raise InputError(f"{path}: {problem.reason}")
+    for entry in entries:
+        if isinstance(entry, UnreadEntry):
+            raise InputError(f"{path}: {entry.kind.what}: not read; {entry.kind.todo or 'give the CT'}")
+    found = [e for e in entries if isinstance(e, SliceEntry) and not e.shared.mask]
+    if not found:
+        raise InputError(f"{path}: holds no CT, but a mask, outlines or an index; give the CT slice")
+    return found

@@ -26,7 +26,8 @@ from liverdis.cohort.deidentify import (
     read_private,
     write_private,
 )
-from .labels import LabelRules, Named
+from .joining import shared_slices
+from .labels import LabelRules, Named, shared_names
 from .manifest import Manifest, save_manifest
 from liverdis.cohort.ownership import (
     RECORD,
@@ -97,14 +98,16 @@ def _break_open(out: Path) -> None:
 
 
 def _remove_gone(
-    out: Path,  # folder of the cohort
+    context: IngestContext,
     patients: dict[str, SourcePatient],  # that the source has, by keyed id
-) -> None:
-    "Remove the folders of patients that the source no longer has."
-    for pid, folder in own_folders(out).items():
-        if pid not in patients:
-            _break_open(out)
-            discard(folder)
+) -> list[Problem]:
+    "Remove the folders of patients that the source no longer has, and note how many."
+    gone = [folder for pid, folder in own_folders(context.out).items() if pid not in patients]
+    for folder in gone:
+        _break_open(context.out)
+        discard(folder)
+    note = f'{len(gone)} patient(s) of an earlier run are not in this source: removed from the cohort'
+    return [Problem(context.src, note, failed=False)] if gone else []
 
 # %% ../../nbs/cohort/ingest.ipynb #629afce9
 @dataclass(eq=False)
@@ -217,7 +220,6 @@ def _renew(
     records = _records(context.out, patients)
     current = {pid: r for pid, r in records.items() if _is_current(r, patients[pid], context.labels, names)}
     stale = [p for pid, p in patients.items() if pid not in current]
-    _remove_gone(context.out, patients)
     waiting = crew.make([(p, FromOthers()) for p in stale])
     sizes = sorted(matched + _lesion_sizes(context.out, set(patients) - {p.pid for p in waiting}))
     resized = [patients[pid] for pid, r in current.items() if r['healthy']['sizes'] not in (None, sizes_digest(sizes))]
@@ -255,6 +257,22 @@ def _skipped_table(
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/cohort/ingest.ipynb #d17cc85b
+def _doubled(
+    context: IngestContext,
+    patients: dict[str, SourcePatient],  # by keyed id
+    records: list[dict],
+) -> list[Problem]:
+    "A note for each patient of whom a slice is another patient's, too."
+    rows = [c['row'] for r in records for c in r['cases']]
+    shared = shared_slices(Manifest(pd.DataFrame(rows), context.out, 'manifest.csv')) if rows else []
+    reason = (
+        'has a slice that is of another patient here, too, so that one person would count as two; give both one '
+        'PatientID, or leave one out'
+    )
+    again = dict.fromkeys(pid for of_slice in shared for pid in of_slice.patient_id[1:])
+    return [Problem(patients[pid].files.annotations[0].paths[0], reason, failed=False) for pid in again]
+
+
 def _write_manifest(
     context: IngestContext,
     records: list[dict],
@@ -351,6 +369,7 @@ class Ingested:
     names: dict[str, str]  # code of each structure to its name in the source
     details: dict[str, str]  # code of each reason that is shortened in the cohort to the full one
     unmatched: tuple[tuple[str, str, str], ...]  # rules that fit no structure: name, label, patient
+    shared: dict[tuple[str, str, str], tuple[str, ...]]  # rule that names several patients alike -> their folders
 
     @property
     def failed(self) -> bool:
@@ -403,6 +422,7 @@ def _finish(
 ) -> Ingested:
     "Write the tables, the regions and the contact sheet of a cohort."
     records = list(_records(context.out, patients).values())
+    problems += _doubled(context, patients, records)
     skipped = _skipped_table(context, records, problems)
     names, details = _names_shown(private, records), _details_shown(context, private, skipped)
     sources = _skipped_files(context, patients.values(), problems, set(skipped.source) - {''})
@@ -410,7 +430,8 @@ def _finish(
     manifest = _write_tables(context, records, skipped)
     problems = [replace(p, path=context.source.shown(p.path)) for p in problems]
     unmatched = _unmatched(context.labels, patients, records, names)
-    return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched)
+    shared = shared_names(context.labels, [p.names for p in patients.values()])
+    return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched, shared)
 
 # %% ../../nbs/cohort/ingest.ipynb #ffd77ade
 def _bring_up_to_date(
@@ -427,6 +448,7 @@ def _bring_up_to_date(
     patients = {p.pid: p for p in sorted(known, key=lambda p: p.pid)}
     tell = lambda left: say(len(patients) - left, len(patients), 'patients')
     crew = _Crew(context, _Private.of(context.out), jobs, tell)
+    problems += _remove_gone(context, patients)
     redone = _renew(crew, patients, matched)
     return _finish(context, patients, problems + _lost(crew), crew.private, redone)
 

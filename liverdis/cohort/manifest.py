@@ -193,7 +193,8 @@ def _validate(rows, name):
 def _read_csv(path):
     "Header and rows of a CSV, all cells as text, without blank rows at the end."
     try:
-        lines = list(csv.reader(path.read_text(encoding='utf-8-sig').splitlines(keepends=True)))
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            lines = list(csv.reader(file))
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror}); give the path of a manifest CSV") from e
     except (ValueError, csv.Error) as e:

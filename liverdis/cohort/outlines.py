@@ -78,7 +78,7 @@ class SeriesReading:
     avoid: dict[int, np.ndarray] = field(default_factory=dict)  # the same, of all that is neither liver nor ignored
     lesions: list[LabelledLesion] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of lesions, by name of the structure
-    failed: bool = False  # an annotation could not be used, so what it outlines is missing here
+    failed: bool = False  # an annotation, or a lesion in one, could not be used, so what it outlines is missing here
 
     @property
     def spacing_mm(self) -> tuple[float, float]:
@@ -194,6 +194,19 @@ def _filled(
     return (structure, 1) if step == 1 else (replace(structure, masks=masks, notes=(*structure.notes, note)), step)
 
 # %% ../../nbs/cohort/outlines.ipynb #0b3aeaf0
+def _skip_empty(
+    reading: SeriesReading,
+    structure: Structure,  # without masks
+    label: str | None,
+    annotation: Annotation,
+) -> None:
+    "Skip a structure that is on no slice; a lesion that its file does outline is missing here."
+    named = reading.labeller.named(structure.name)
+    reason = '; '.join(('is empty on the slices of its series', *structure.notes))
+    reading.failed |= label in CLASSES and bool(structure.notes)
+    reading.to.skip(named.key, annotation.paths[0], reason)
+
+
 def _add_structure(
     reading: SeriesReading,
     structure: Structure,
@@ -203,9 +216,12 @@ def _add_structure(
 ) -> None:
     "Put a structure where it belongs."
     structure, step = _filled(structure)
+    reading.failed |= structure.lost
     if not structure.masks:
+        _skip_empty(reading, structure, label or given, annotation)
+    elif (label or given) == 'liver' and annotation.kind == 'boxes':
         named = reading.labeller.named(structure.name)
-        reading.to.skip(named.key, annotation.paths[0], 'is empty on the slices of its series')
+        reading.to.skip(named.key, annotation.paths[0], 'is a box, and no outline of a liver; label it ignore')
     elif (label or given) == 'liver':
         _unite(reading.liver, structure.masks)
     elif (label or given) == 'avoid':

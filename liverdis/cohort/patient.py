@@ -100,13 +100,13 @@ def refused_files(
     found: Iterable[PatientFiles],
     problems: Iterable[Problem],
 ) -> dict[str, tuple[Path, ...]]:  # by the patient's key
-    "The files that could not be read or placed, under each patient whose they may be."
+    "The files that were not read, or not placed, and may outline a lesion, under each patient whose they may be."
     patients, below, refused = {patient.key: patient for patient in found}, defaultdict(set), defaultdict(list)
     for patient in patients.values():
         for folder in {path.parent for path in patient.files}:
             for above in (folder, *folder.parents):
                 below[above].add(patient.key)
-    for path in (p.path for p in problems if p.failed):
+    for path in (p.path for p in problems if p.failed or p.unseen):
         owners = next((below[f] for f in path.parents if f in below), set())
         for key in {key for key in owners if patients[key].is_named_in(path)} or owners:
             refused[key].append(path)
@@ -298,7 +298,10 @@ class _Found:
         if not self.livers:
             return 'no outline of the liver', 'add a line LIVER_STRUCTURE,liver'
         if not self.whole or any(r.failed for r in self.readings):
-            reason = 'a file of this patient could not be read or placed, and may outline a lesion in this liver'
+            reason = (
+                'a file of this patient could not be read or placed, or was left out, and may outline a lesion in this '
+                'liver'
+            )
             return reason, 'mend that file, or take it out of the source'
         if not all(same_space(r.series, self.livers[0].series) for r in self.beside):
             reason = (

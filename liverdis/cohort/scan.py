@@ -46,7 +46,7 @@ from liverdis.cohort.headers import (
     problem_of,
 )
 from .unread import PICTURE_OF_OTHER_SIZE, counted
-from .volumes import is_volume, volume_stem
+from .volumes import data_file, is_volume, volume_stem
 from ..core import InputError
 
 # %% ../../nbs/cohort/scan.ipynb #d4ad5874
@@ -61,6 +61,11 @@ class Series:
     phase: str  # as in the manifest
     folder: Path  # that holds its first slice
     notes: tuple[str, ...] = ()  # what a reader of the results should know, one line each
+
+    @property
+    def is_volume(self) -> bool:
+        "Whether it is a NIfTI, NRRD or MetaImage file."
+        return is_volume(self.slices[0].path)
 
 # %% ../../nbs/cohort/scan.ipynb #f0271b13
 class _Grid(NamedTuple):
@@ -111,13 +116,10 @@ def _is_label_slice(stored: np.ndarray) -> bool:
 
 # %% ../../nbs/cohort/scan.ipynb #74b08361
 def _stored(entry: SliceEntry) -> np.ndarray | None:
-    "The values of a slice; None for one that takes long to decode and does not lie among masks, or cannot be read"
+    "The values of a slice; None for one that cannot be read"
     path = entry.header.path
     try:
-        ds = read_dicom(path)
-        syntax = ds.file_meta.get('TransferSyntaxUID')
-        slow = syntax and syntax.is_compressed and not entry.shared.in_mask_folder
-        return None if slow else read_pixels(ds, path)
+        return read_pixels(read_dicom(path), path)
     except InputError:
         return None  # reported when the slice is read for its lesions
 
@@ -219,7 +221,7 @@ def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_cop
 # %% ../../nbs/cohort/scan.ipynb #78b85b84
 def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
     "The same series; volumes whose names repeat get their folder as the patient"
-    volumes = [s for s in all_series if is_volume(s.slices[0].path)]
+    volumes = [s for s in all_series if s.is_volume]
     folders = defaultdict(set)
     for s in volumes:
         folders[s.patient].add(s.folder)
@@ -242,7 +244,7 @@ def _noted(all_series: Iterable[Series], reason: str) -> list[Problem]:
 
 def _may_be_visits(all_series: Iterable[Series], src: Path) -> list[Problem]:
     "A note for each folder that holds several patients told apart by their folders, if there are more of its kind"
-    by_folder = [s for s in all_series if is_volume(s.slices[0].path) and s.patient == os.path.relpath(s.folder, src)]
+    by_folder = [s for s in all_series if s.is_volume and s.patient == os.path.relpath(s.folder, src)]
     firsts = {s.folder: s for s in by_folder}
     parents = _grouped(firsts.values(), lambda s: s.folder.parent)
     reason = (
@@ -266,7 +268,7 @@ def _through_number(s: Series) -> tuple[str, ...]:
 
 def _may_be_sessions(all_series: Iterable[Series], src: Path) -> list[Problem]:
     "A note for each volume that is called like another up to its number, if there are other numbers"
-    volumes = [s for s in all_series if is_volume(s.slices[0].path) and s.patient != os.path.relpath(s.folder, src)]
+    volumes = [s for s in all_series if s.is_volume and s.patient != os.path.relpath(s.folder, src)]
     distinct = [same[0] for same in _grouped(volumes, _words_without_phase)]
     groups = _grouped(distinct, _through_number)
     reason = (
@@ -277,21 +279,50 @@ def _may_be_sessions(all_series: Iterable[Series], src: Path) -> list[Problem]:
     return _noted(later, reason) if len(groups) > 1 else []
 
 
-def _several_names(all_series: Iterable[Series]) -> list[Problem]:
-    "A note for each PatientID that goes with several PatientNames"
-    dicom = [s for s in all_series if not is_volume(s.slices[0].path)]
-    names = lambda s: tuple(w for w in re.split(r'[\W_]+', s.identifiers.casefold()) if w)
-    others = [_grouped(group, names)[1:] for group in _grouped(dicom, lambda s: s.patient)]
+_DATE = re.compile(r'(19|20)\d{6}')
+
+
+def _differ_in_date(all_series: Iterable[Series]) -> list[Problem]:
+    "A note for each volume that is called like another of its folder but for a date"
+    firsts = {s.patient: s for s in all_series if s.is_volume}
+    dated = [s for s in firsts.values() if any(map(_DATE.fullmatch, _words_without_phase(s)))]
+    undated = lambda s: (s.folder, *(w for w in _words_without_phase(s) if not _DATE.fullmatch(w)))
     reason = (
-        "has the PatientID of another series and another PatientName, and the two count as one patient; if they are "
-        "two, give each a PatientID of its own"
+        "is called like another CT of its folder but for a date, and the two count as two patients; if they are visits "
+        "of one, give each patient a folder, with the same file names in all (P1/visit1.nii.gz, P2/visit1.nii.gz)"
+    )
+    return _noted((s for group in _grouped(dated, undated) for s in group[1:]), reason)
+
+
+def _name_words(s: Series) -> tuple[str, ...]:
+    return tuple(w for w in re.split(r'[\W_]+', s.identifiers.casefold()) if w)
+
+
+def _one_name(all_series: Iterable[Series]) -> list[Problem]:
+    "A note for each PatientName, without a PatientID, of several patients"
+    dicom = [s for s in all_series if not s.is_volume and _name_words(s)]
+    same = [_grouped(group, lambda s: s.patient) for group in _grouped(dicom, _name_words)]
+    reason = (
+        "has no PatientID, and the PatientName of another study that counts as another patient; if they are one, give "
+        "both one PatientID"
+    )
+    return _noted((patient[0] for group in same for patient in group[1:]), reason)
+
+
+def _several_names(all_series: Iterable[Series]) -> list[Problem]:
+    "A note for each PatientID that goes with several names or birth dates"
+    dicom = [s for s in all_series if not s.is_volume]
+    others = [_grouped(group, _name_words)[1:] for group in _grouped(dicom, lambda s: s.patient)]
+    reason = (
+        "has the PatientID of another series and another PatientName or birth date, and the two count as one patient; "
+        "if they are two, give each a PatientID of its own"
     )
     return _noted((same[0] for groups in others for same in groups), reason)
 
 
 def _differ_in_phase(all_series: Iterable[Series]) -> list[Problem]:
     "A note for each volume whose patient is called like that of another but for the phase"
-    firsts = {s.patient: s for s in all_series if is_volume(s.slices[0].path)}
+    firsts = {s.patient: s for s in all_series if s.is_volume}
     reason = (
         "is called like another CT but for the phase, and the two count as two patients; if they are one, give each "
         "patient a folder, with the same file names in all (P1/art.nii.gz, P1/pv.nii.gz, P2/art.nii.gz)"
@@ -331,7 +362,7 @@ def _choose(
     "The one candidate that is nearest; `InputError` unless it is one, and of the only patient"
     if not candidates:
         raise InputError(f"{relation} no CT series found here; put it beside its series")
-    volumes = [s for s in candidates if is_volume(s.slices[0].path)]
+    volumes = [s for s in candidates if s.is_volume]
     named = [s for s in volumes if path and _words(s.slices[0].path) <= _words(path)] or candidates
     patients = {s.patient for s in named}
     if len(patients) > 1:
@@ -359,7 +390,13 @@ def _by_uid(outline: OutlineEntry, all_series: Sequence[Series]) -> Series:
         return _choose(named, folder, "was drawn on")
     if outline.series and not same_space:
         raise InputError("was drawn on a series that is not here; add that series")
-    return _choose(same_space, folder, "was drawn in the space of")
+    series = _choose(same_space, folder, "was drawn in the space of")
+    if outline.patient and series.patient in series.identifiers and outline.patient != series.patient:
+        raise InputError(
+            "was drawn in the space of a CT series with another PatientID, on a series that is not here; add that "
+            "series, or give both one PatientID"
+        )
+    return series
 
 
 def _elsewhere(outline: OutlineEntry, series: Series) -> tuple[str, ...]:
@@ -432,8 +469,8 @@ def _is_copy(volume: Series, dicom: Series) -> bool:
 
 def _copies(all_series: Sequence[Series]) -> list[Series]:
     "The volumes that are copies of DICOM series"
-    volumes = [s for s in all_series if is_volume(s.slices[0].path)]
-    dicom = [s for s in all_series if not is_volume(s.slices[0].path)]
+    volumes = [s for s in all_series if s.is_volume]
+    dicom = [s for s in all_series if not s.is_volume]
     return [v for v in volumes if any(_is_copy(v, d) for d in dicom)]
 
 # %% ../../nbs/cohort/scan.ipynb #28e3bed1
@@ -497,18 +534,25 @@ def _same_numbers(a: Path, b: Path) -> bool:
     return all(m == n for m, n in zip(*numbers))
 
 
+def _may_be_of(path: Path, s: Series) -> bool:
+    "Whether the numbers in the name of a mask allow a series; those of a DICOM series say nothing"
+    image = s.slices[0].path
+    return not is_volume(image) or _same_numbers(image, path)
+
+
+def _other_numbers(path: Path, s: Series) -> tuple[str, ...]:
+    "A note if a mask was taken although its name has other numbers than its CT's"
+    return () if _may_be_of(path, s) else ("its name has other numbers than that of its CT, the only one beside it",)
+
+
 def _by_grid(headers: Sequence[SliceHeader], path: Path, tree: _Tree) -> Series:
     "The series on whose slices a mask lies"
-
-    def may_be(s: Series) -> bool:
-        image = s.slices[0].path
-        return not is_volume(image) or _same_numbers(image, path)
 
     def may_hold(headers: Sequence[SliceHeader], s: Series) -> bool:
         return _inside(headers, s) and _of_one_patient(path, s, tree)
 
     for lies_on in (_on_grid, partial(_on_grid, beyond=True), may_hold):
-        if fit := tree.nearest(path.parent, lambda s: may_be(s) and lies_on(headers, s)):  # noqa: B023
+        if fit := tree.nearest(path.parent, lambda s: _may_be_of(path, s) and lies_on(headers, s)):  # noqa: B023
             return _choose(fit, path.parent, "lies on the slices of", path)
     here = tree.below.get(path.parent, [])
     if len(here) == 1 and _on_grid(headers, here[0]):
@@ -571,8 +615,8 @@ def _require_certain(rows: Sequence[_Row]) -> None:
         )
 
 # %% ../../nbs/cohort/scan.ipynb #1274b053
-def _named_series(outline: OutlineEntry, rows: Sequence[_Row]) -> list[Annotation | Problem]:
-    "One annotation for each series whose slices a table names"
+def _named_series(outline: OutlineEntry, rows: Sequence[_Row], near: Sequence[Series]) -> list[Annotation | Problem]:
+    "One annotation for each series whose slices a table that lies near some series names"
     _require_certain(rows)
     found: list[Annotation | Problem] = []
     for group in _grouped((row for row in rows if row.meant), lambda row: id(row.meant[0])):
@@ -583,7 +627,8 @@ def _named_series(outline: OutlineEntry, rows: Sequence[_Row]) -> list[Annotatio
         reason = (
             f"names {len(missing)} images that are not here, the first {missing[0]}; add them or leave out their rows"
         )
-        found.append(Problem(outline.path, reason, failed=not found))
+        of_one = len({s.patient for s in near}) == 1
+        found.append(Problem(outline.path, reason, failed=not found, unseen=of_one))
     return found
 
 # %% ../../nbs/cohort/scan.ipynb #56668ec5
@@ -595,7 +640,7 @@ def _table(outline: OutlineEntry, tree: _Tree, owners: _Owners) -> list[Annotati
         table = lesion_table(outline.path)
         if 'image' not in table:
             return [Annotation(outline.kind, (outline.path,), _choose(near, folder, "fits"))]
-        return _named_series(outline, _rows(table, near, owners))
+        return _named_series(outline, _rows(table, near, owners), near)
     except Exception as e:  # whatever a table may hold
         return [problem_of(outline.path, e)]
 
@@ -695,9 +740,10 @@ def _index(files: Sequence[Path], src: Path, jobs: int, progress: Callable[[int,
 
 # %% ../../nbs/cohort/scan.ipynb #ff3a2006
 def _unread(entries: Iterable[UnreadEntry]) -> list[Problem]:
-    "A note for each kind of file that is not read"
-    kinds = _grouped(entries, lambda e: e.kind)
-    return [Problem(group[0].path, counted(len(group), group[0].kind), failed=False) for group in kinds]
+    "A note for each kind of file that is not read; of those that hold outlines, for each folder"
+    kinds = _grouped(entries, lambda e: (e.kind, e.kind.outlines and e.path.parent))
+    reasons = [(group[0], counted(len(group), group[0].kind)) for group in kinds]
+    return [Problem(e.path, reason, failed=False, unseen=e.kind.outlines) for e, reason in reasons]
 
 
 def _told_together(problems: Iterable[Problem]) -> list[Problem]:
@@ -718,7 +764,8 @@ def _mask_annotation(group: Sequence[SliceEntry], tree: _Tree) -> Annotation | P
     headers = tuple(e.header for e in group)
     paths = tuple(h.path for h in headers)
     try:
-        return Annotation('dicom-mask', paths, _by_grid(headers, paths[0], tree), headers=headers)
+        series = _by_grid(headers, paths[0], tree)
+        return Annotation('dicom-mask', paths, series, headers=headers, notes=_other_numbers(paths[0], series))
     except Exception as e:  # whatever a header may say
         return problem_of(paths[0], e)
 
@@ -740,7 +787,8 @@ def _outline_annotation(
     first = group[0]
     try:
         series = _outline_series(first, all_series, tree)
-        return Annotation(first.kind, tuple(o.path for o in group), series, notes=_elsewhere(first, series))
+        notes = _elsewhere(first, series) + _other_numbers(first.path, series)
+        return Annotation(first.kind, tuple(o.path for o in group), series, notes=notes)
     except Exception as e:  # whatever a file may hold
         return problem_of(first.path, e)
 
@@ -785,7 +833,7 @@ def _strays(group: Sequence[Annotation], tree: _Tree) -> list[Annotation]:
     series = group[0].series
     depths = {id(a): len(_common(a.paths[0], series).parts) for a in group}
     named = {id(a) for a in group if _has_name(a.paths[0], series)}
-    by_name = bool(named) and is_volume(series.slices[0].path)  # a DICOM file is called after nobody
+    by_name = bool(named) and series.is_volume  # a DICOM file is called after nobody
 
     def is_stray(a: Annotation) -> bool:
         far = id(a) not in named and depths[id(a)] < max(depths.values())
@@ -834,8 +882,8 @@ class PatientFiles:
     def files(self) -> list[Path]:
         "All files that the patient's results depend on, sorted."
         outlines = {p for a in self.annotations for p in a.paths}
-        images = {s.path for a in self.annotations for s in a.series.slices}
-        return sorted(outlines | images)
+        named = outlines | {s.path for a in self.annotations for s in a.series.slices}
+        return sorted(named | {data_file(p) for p in named if is_volume(p)})
 
 
 def _by_patient(annotations: Iterable[Annotation]) -> list[PatientFiles]:
@@ -843,6 +891,13 @@ def _by_patient(annotations: Iterable[Annotation]) -> list[PatientFiles]:
     return sorted((PatientFiles(g[0].series.patient, tuple(g)) for g in patients), key=lambda p: p.key)
 
 # %% ../../nbs/cohort/scan.ipynb #a27b5fb1
+def _of_other_kind(annotations: Iterable[Annotation]) -> list[Problem]:
+    "A note for each kind of annotation of a patient that was not asked for"
+    groups = _grouped(annotations, lambda a: (a.series.patient, a.kind))
+    left = [(g[0].paths[0], f"{len(g)} x {g[0].kind}: left out, since another kind was asked for") for g in groups]
+    return [Problem(path, reason, failed=False, unseen=True) for path, reason in left]
+
+
 def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> list[Problem]:
     "A note for each series without an annotation"
     used = {id(a.series) for a in annotations}
@@ -851,6 +906,24 @@ def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> 
         for s in all_series
         if id(s) not in used
     ]
+
+
+def _beside_dicom(all_series: Sequence[Series], annotations: Iterable[Annotation]) -> list[Problem]:
+    "A note for each outlined volume in a folder, not that of all patients, whose DICOM series are of one patient"
+    tree, outlined = _Tree(all_series), {id(a.series) for a in annotations}
+    of_dicom = lambda s: not s.is_volume
+    reason = (
+        "is a volume beside the DICOM series of one patient, and counts as another patient; if they are one, leave out "
+        "the volume or the DICOM series"
+    )
+
+    def is_beside(volume: Series) -> bool:
+        found = tree.nearest(volume.folder, of_dicom)
+        one = len({s.patient for s in found}) == 1
+        return one and (volume.folder == tree.root or _common(volume.slices[0].path, found[0]) != tree.root)
+
+    beside = [s for s in all_series if s.is_volume and id(s) in outlined and is_beside(s)]
+    return [replace(p, unseen=True) for p in _noted(beside, reason)]
 
 # %% ../../nbs/cohort/scan.ipynb #43afdbbb
 def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[Series], list[Problem]]:
@@ -862,7 +935,8 @@ def _all_series(index: _Index, files: Sequence[Path], src: Path) -> tuple[list[S
     problems += [Problem(s.slices[0].path, "a copy of a DICOM series, which is used", failed=False) for s in copies]
     series = _volume_patients([s for s in series if s not in copies], src)
     told = _differ_in_phase(series) + _may_be_visits(series, src) + _may_be_sessions(series, src)
-    return series, problems + told + _several_names(series)
+    told += _differ_in_date(series) + _one_name(series) + _several_names(series)
+    return series, problems + told
 
 # %% ../../nbs/cohort/scan.ipynb #49113c2c
 def _no_series(src: Path, index: _Index, problems: Sequence[Problem]) -> InputError:
@@ -893,5 +967,7 @@ def scan_folder(
     index = _know_pictures(index, series)
     found = _annotations(index, series)
     annotations = [a for a in found if isinstance(a, Annotation) and kind in ('auto', a.kind)]
-    problems += [p for p in found if isinstance(p, Problem)] + _unused(series, annotations)
+    others = [a for a in found if isinstance(a, Annotation) and a not in annotations]
+    problems += [p for p in found if isinstance(p, Problem)] + _of_other_kind(others) + _unused(series, annotations)
+    problems += _beside_dicom(series, annotations)
     return _by_patient(annotations), _told_together(problems) + _unread(index.unread)

@@ -6,6 +6,7 @@
 __all__ = ['PICTURE_OF_OTHER_SIZE', 'UnreadKind', 'unread_kind', 'unread_dicom', 'counted']
 
 # %% ../../nbs/cohort/unread.ipynb #305174d4
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +16,16 @@ class UnreadKind(NamedTuple):
 
     what: str  # one of them
     todo: str  # how to make something of it that is read; '' if there is nothing to make of it
+    outlines: bool = False  # it holds outlines, or masks, that are missing now
 
 
 _OTHER = UnreadKind('file of unknown kind', 'if it holds outlines, save them as DICOM SEG, RTSTRUCT or NIfTI')
 _NO_PREAMBLE = UnreadKind('DICOM data set without the header of a file', 'add the header with dcmconv IN OUT')
-_COCO = UnreadKind('COCO annotation (.json)', 'write its polygons as CSV with the columns lesion, image, row, col')
+_COCO = UnreadKind('COCO annotation (.json)', 'write its polygons as CSV (lesion, image, row, col)', outlines=True)
+_POINTS = UnreadKind('JSON or XML file of points', 'if they outline lesions, save those as RTSTRUCT', outlines=True)
 
 # %% ../../nbs/cohort/unread.ipynb #a640f075
+_VIEWER = '.roi .rois_series .plist .tag .fcsv'
 _MESH = '.stl .obj .ply .vtk .vtp .vtu .gltf .glb'
 _ARRAY = '.npy .npz .mat .h5 .hdf5 .pkl .pt .raw'
 _DOCUMENT = '.txt .md .pdf .doc .docx .odt .rtf .htm .html .log .ppt .pptx .bib .tex'
@@ -31,12 +35,12 @@ _BY_SUFFIX = {
     '.zip': UnreadKind('zip file', 'unpack it and give the folder'),
     '.rar .7z .tar .tgz .gz .bz2 .xz .cab .dmg': UnreadKind('archive', 'unpack it and give the folder'),
     '.iso .nrg .mdf .img': UnreadKind('CD image', 'mount it, or unpack it with 7z x, and give the folder'),
-    '.mrb .mrml .mitk': UnreadKind('scene of a viewer', 'export its segmentation as .seg.nrrd or DICOM SEG'),
+    '.mrb .mrml .mitk': UnreadKind('scene of a viewer', 'export its segments as .seg.nrrd or SEG', outlines=True),
     '.hdr': UnreadKind('Analyze volume', 'convert it to NIfTI; it does not say which side is left'),
     '.mgz .mgh .mnc .par .rec .bmpz': UnreadKind('volume in a format of brain imaging', 'convert it to NIfTI'),
-    _MESH: UnreadKind('surface', 'save it as a label map on the grid of the CT'),
-    _ARRAY: UnreadKind('array without geometry', 'save it as NIfTI with the affine of the CT'),
-    '.roi .rois_series .plist .tag .fcsv': UnreadKind('outline of a viewer', 'export it as RTSTRUCT or DICOM SEG'),
+    _MESH: UnreadKind('surface', 'save it as a label map on the grid of the CT', outlines=True),
+    _ARRAY: UnreadKind('array without geometry', 'save it as NIfTI with the affine of the CT', outlines=True),
+    _VIEWER: UnreadKind('outline of a viewer', 'export it as RTSTRUCT or DICOM SEG', outlines=True),
     '.xml .aim': UnreadKind(
         'XML file', 'if it holds outlines (AIM, CVAT, OsiriX), export them as RTSTRUCT or DICOM SEG'
     ),
@@ -60,13 +64,19 @@ def _belongs_to_header(path: Path) -> bool:
     return stem != path.name and any(path.with_name(stem + suffix).exists() for suffix in _HEADERS)
 
 
-def _is_coco(path: Path, n: int = 2**16) -> bool:
-    "Whether both ends of a JSON file have the keys of COCO"
+_COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"')
+_WORDS_FOR_POINTS = re.compile(rb'points?\b|point_|polygon|edgemap|spatialcoordinate', re.I)  # of a dozen tools
+
+
+def _outlining_kind(path: Path, n: int = 2**16) -> UnreadKind | None:
+    "What a JSON or XML file is if the words at its ends speak of outlines"
     with open(path, 'rb') as file:
         ends = file.read(n)
         file.seek(max(n, path.stat().st_size - n))
         ends += file.read()
-    return sum(key in ends for key in (b'"images"', b'"annotations"', b'"categories"')) >= 2
+    if sum(key in ends for key in _COCO_KEYS) >= 2:
+        return _COCO
+    return _POINTS if _WORDS_FOR_POINTS.search(ends) else None
 
 
 def _is_bare_dicom(path: Path) -> bool:
@@ -83,8 +93,8 @@ def unread_kind(
     suffix = path.suffix.lower()
     if _belongs_to_header(path):
         return None
-    if suffix == '.json' and _is_coco(path):
-        return _COCO
+    if suffix in ('.json', '.xml', '.aim') and (kind := _outlining_kind(path)):
+        return kind
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
     if path.name.upper() in ('README', 'LICENSE', 'LICENCE', 'VERSION', 'CHANGELOG'):
@@ -100,8 +110,8 @@ _DICOM = {
     'REG': UnreadKind('DICOM registration', 'give outlines in the space of their CT'),
     'RTDOSE': UnreadKind('DICOM dose', 'give the RTSTRUCT'),
     'RTPLAN': UnreadKind('DICOM radiotherapy plan', 'give the RTSTRUCT'),
-    'M3D': UnreadKind('DICOM surface', 'export it as DICOM SEG'),
-    'SEG surface': UnreadKind('DICOM surface segmentation', 'export it as DICOM SEG of binary segments'),
+    'M3D': UnreadKind('DICOM surface', 'export it as DICOM SEG', outlines=True),
+    'SEG surface': UnreadKind('DICOM surface segmentation', 'export it as DICOM SEG of binary segments', outlines=True),
     'DOC': UnreadKind('DICOM document', ''),
     'CT screenshot': UnreadKind('DICOM screenshot', 'give the slices it was made from'),
     'CT map': UnreadKind('DICOM map (perfusion, iodine, ...), not in Hounsfield units', 'give the CT'),

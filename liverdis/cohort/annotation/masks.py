@@ -350,7 +350,8 @@ def _pair_by_number(paths: Sequence[str | Path], stack: SliceStack) -> _Pairing:
     missing = set(numbers) - set(instances)
     if not missing:
         _refuse_other_count(paths, instances)
-        assumed = ('pictures paired with slices by InstanceNumber',) if len(numbers) < len(instances) else ()
+        certain = len(numbers) == len(instances) and instances == sorted(instances)
+        assumed = () if certain else ('pictures paired with slices by InstanceNumber',)
         return _Pairing([instances.index(n) for n in numbers], assumed)
     if len(paths) != len(instances):
         raise InputError(

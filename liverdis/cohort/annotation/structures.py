@@ -31,6 +31,7 @@ class Structure:
     name: str  # what the source calls it: segment label, ROI name, name of file or folder
     masks: dict[int, np.ndarray]  # rank of the slice -> (H,W) bool with at least one pixel
     notes: tuple[str, ...] = ()  # what the reader had to decide, one line each
+    lost: bool = False  # its file outlines more, at a place that may be an error
 
 # %% ../../../nbs/cohort/annotation/structures.ipynb #8173c116
 def slice_names(

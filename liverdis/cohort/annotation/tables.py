@@ -9,6 +9,7 @@ __all__ = ['read_table', 'table_kind', 'lesion_table', 'list_table', 'table_labe
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,11 +57,11 @@ def _read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
 def read_table(
     path: str | Path,  # CSV
 ) -> pd.DataFrame:  # all cells text
-    "A CSV of boxes or polygons as it stands; `InputError` if it is no table."
+    "A CSV of boxes or polygons, without spaces around its cells; `InputError` if it is no table."
     df = _read_csv(path).rename(columns=str.strip)
     if not isinstance(df.index, pd.RangeIndex):
         raise InputError(f"{path}: its rows have more cells than the first row has names; name every column")
-    return df
+    return df.apply(lambda column: column.str.strip())
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #c99cf351
 _ALSO = {  # our name -> other names, without capitals and signs
@@ -207,7 +208,7 @@ def list_table(
 @guarded
 def table_labels(
     paths: Sequence[str | Path],  # one CSV
-    stack: SliceStack | None = None,  # only the rows on this series, since other patients may have lesions of these ids
+    stack: SliceStack | None = None,  # only the rows about this series: other patients may have lesions of these ids
     keys: Iterable[str] | None = None,  # only these lesions on it; None for all
 ) -> dict[str, str]:  # key -> label in small letters; nothing for a table without labels
     "What a table says that its lesions are; `InputError` if it says two things of one lesion."
@@ -215,7 +216,7 @@ def table_labels(
     if 'label' not in df:
         return {}
     if stack is not None:
-        df = _asked_rows(paths[0], stack, keys).df
+        df, _ = _rows_about(paths[0], _asked(paths[0], keys), stack)
     given = df.assign(label=df.label.str.strip().str.lower()).drop_duplicates(['lesion', 'label'])
     twice = given.lesion[given.lesion.duplicated()]
     if len(twice):
@@ -227,13 +228,16 @@ def table_labels(
 def _z_distance(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndarray:  # (N, slices) mm
     "How far each row lies from each slice"
     z = _number_columns(df, ['z_mm'], path)
-    if not stack.placed:
-        raise InputError(f"{path}: holds z_mm, and the CT has no position to compare with; name the image")
+    if not stack.placed or np.abs(stack.normal).argmax() != 2:
+        raise InputError(
+            f"{path}: holds z_mm, and the slices are not axial or have no position; name the image instead"
+        )
     return np.abs(z - np.array([s.position_mm[2] for s in stack.slices if s.position_mm]))
 
 
 def _ranks_by_z(distance: np.ndarray, stack: SliceStack) -> np.ndarray:
-    return np.where(distance.min(1) <= stack.step_mm / 2 + 1e-3, distance.argmin(1), -1)
+    half_way = stack.step_mm / 2 / abs(stack.normal[2])  # tilted slices lie further apart along z
+    return np.where(distance.min(1) <= half_way + 1e-3, distance.argmin(1), -1)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #6085887a
 def _require_one_slice(ranks: dict[str, list[int]], path: str | Path) -> None:
@@ -260,7 +264,7 @@ def _nearest(ranks: list[int], distance: np.ndarray, stack: SliceStack, where: s
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #a42288da
 def _row_ranks(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndarray:  # (N,) int
-    "Rank of the slice of each row, -1 for a row of another image"
+    "Rank of the slice of each row, -1 for a row of another image and for a z_mm at which there is none"
     if 'image' not in df:
         return _ranks_by_z(_z_distance(df, stack, path), stack)
     named = {name: stack.names.find(name) for name in df.image.unique()}
@@ -271,6 +275,16 @@ def _row_ranks(df: pd.DataFrame, stack: SliceStack, path: str | Path) -> np.ndar
     return np.array([named[name][0] if named[name] else -1 for name in df.image], int)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #6ec32cd0
+def _counted(n: int, what: str) -> tuple[str, ...]:
+    return (f'{n} {what}',) if n else ()
+
+
+def _places(z_mm: Iterable[float]) -> str:
+    "Where some rows lie, in few words"
+    places = [f'{z:g}' for z in sorted(set(z_mm))]
+    return ', '.join(places) if len(places) <= 3 else f'{places[0]} to {places[-1]}'
+
+
 class _Rows(NamedTuple):
     "The rows of a table that are asked for and lie on the slices"
 
@@ -278,11 +292,14 @@ class _Rows(NamedTuple):
     ranks: np.ndarray  # (N,) of the slice of each row
     lesions: list[str]  # asked for, on these slices or not
     n_between: dict[str, int]  # lesion -> rows left out, since they lie between the slices
+    off_mm: dict[str, list[float]]  # lesion -> z of each row that lies on no slice
 
-    def note(self, lesion: str, what: str) -> tuple[str, ...]:
+    def notes(self, lesion: str, what: str) -> tuple[str, ...]:
         "What to say of the rows of a lesion that were left out"
-        n = self.n_between.get(lesion)
-        return (f'{n} {what} between the slices left out',) if n else ()
+        z_mm = self.off_mm.get(lesion, [])
+        between = _counted(self.n_between.get(lesion, 0), f'{what} between the slices left out')
+        off = _counted(len(z_mm), f'{what} at z_mm {_places(z_mm)} lie on no slice of the series')
+        return between + off
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #nearpln5
 def _on_nearest_planes(df: pd.DataFrame, ranks: np.ndarray, stack: SliceStack, path: str | Path) -> np.ndarray:
@@ -298,16 +315,32 @@ def _on_nearest_planes(df: pd.DataFrame, ranks: np.ndarray, stack: SliceStack, p
 _MOST_LESIONS = 1000  # on one series, each with a mask for each of its slices
 
 
-def _asked_rows(path: str | Path, stack: SliceStack, keys: Iterable[str] | None) -> _Rows:
+def _asked(path: str | Path, keys: Iterable[str] | None) -> list[str]:
+    return list(select_structures(path, 'lesion', {k: k for k in lesion_table(path).lesion}, keys))
+
+
+def _rows_about(
+    path: str | Path, lesions: list[str], stack: SliceStack
+) -> tuple[pd.DataFrame, np.ndarray]:  # and (N,) the rank of the slice of each, -1 for none
+    "The rows of some lesions that are about these slices; without image all of them are, on a slice or not"
     df = lesion_table(path)
-    lesions = list(select_structures(path, 'lesion', {k: k for k in df.lesion}, keys))
     df = df[df.lesion.isin(lesions)]
     ranks = _row_ranks(df, stack, path)
+    about = ranks >= 0 if 'image' in df else np.ones(len(df), bool)
+    return df[about], ranks[about]
+
+
+def _asked_rows(path: str | Path, stack: SliceStack, keys: Iterable[str] | None) -> _Rows:
+    lesions = _asked(path, keys)
+    df, ranks = _rows_about(path, lesions, stack)
+    off = df[ranks < 0]
     df, ranks = df[ranks >= 0], ranks[ranks >= 0]
     if (n := df.lesion.nunique()) > _MOST_LESIONS:
         raise InputError(f"{path}: outlines {n} lesions on one series, more than {_MOST_LESIONS}; give a table of them")
     here = _on_nearest_planes(df, ranks, stack, path)
-    return _Rows(df[here], ranks[here], lesions, df.lesion[~here].value_counts().to_dict())
+    n_between = df.lesion[~here].value_counts().to_dict()
+    off_mm = pd.to_numeric(off.z_mm).groupby(off.lesion).agg(list).to_dict() if len(off) else {}
+    return _Rows(df[here], ranks[here], lesions, n_between, off_mm)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #115e8f34
 class _PointColumns(NamedTuple):
@@ -380,10 +413,18 @@ def read_boxes(
         if rank not in masks[lesion]:
             masks[lesion][int(rank)] = np.zeros(shape, bool)
         masks[lesion][int(rank)][at] = True
-    notes = {lesion: ('a box, no outline', *rows.note(lesion, 'boxes')) for lesion in masks}
-    return [Structure(k, k, dict(sorted(on.items())), notes[k]) for k, on in masks.items()]
+    notes = {lesion: ('a box, no outline', *rows.notes(lesion, 'boxes')) for lesion in masks}
+    return [Structure(k, k, dict(sorted(on.items())), notes[k], k in rows.off_mm) for k, on in masks.items()]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #470b0084
+def _once(
+    points: np.ndarray,  # (N,2)
+) -> np.ndarray:
+    "A polygon, without the repetition of it in a table that was appended to itself: drawn twice, it encloses nothing"
+    half = len(points) // 2
+    return _once(points[:half]) if half and np.array_equal(points[:half], points[half:]) else points
+
+
 @guarded
 def read_polygons(
     paths: Sequence[str | Path],  # one CSV
@@ -399,21 +440,27 @@ def read_polygons(
     polygons: dict[str, dict[int, list]] = {lesion: defaultdict(list) for lesion in rows.lesions}
     short: Counter[str] = Counter()  # polygons of fewer than three points
     for (lesion, rank, _), vertices in table.groupby(['lesion', 'rank', 'contour'], sort=False).indices.items():
-        if len(vertices) < 3:
+        outline = _once(points[vertices])
+        if len(outline) < 3:
             short[lesion] += 1
         else:
-            polygons[lesion][int(rank)].append(points[vertices])
-    notes = {lesion: (*_few(short[lesion]), *rows.note(lesion, 'points')) for lesion in rows.lesions}
-    return [_filled(lesion, polygons[lesion], notes[lesion], stack, path) for lesion in rows.lesions]
+            polygons[lesion][int(rank)].append(outline)
+    few = 'contours of fewer than three points left out'
+    notes = {lesion: _counted(short[lesion], few) + rows.notes(lesion, 'points') for lesion in rows.lesions}
+    found = [_filled(lesion, polygons[lesion], notes[lesion], stack, path) for lesion in rows.lesions]
+    return [replace(s, lost=s.key in rows.off_mm) for s in found]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e5fac222
-def _few(n: int) -> tuple[str, ...]:
-    return (f'{n} contours of fewer than three points left out',) if n else ()
-
-
 def _filled(
     lesion: str, polygons: dict[int, list], notes: tuple[str, ...], stack: SliceStack, path: str | Path
 ) -> Structure:
-    filled = {rank: fill_polygons(p, stack.slices[rank].shape, path) for rank, p in sorted(polygons.items())}
-    masks = {rank: mask for rank, mask in filled.items() if mask.any()}
-    return Structure(lesion, lesion, masks, notes)
+    masks, n_empty = {}, 0
+    for rank, contours in sorted(polygons.items()):
+        mask = np.zeros(stack.slices[rank].shape, bool)
+        for contour in contours:
+            inside = fill_polygons([contour], mask.shape, path)
+            n_empty += not inside.any()
+            mask ^= inside
+        if mask.any():
+            masks[rank] = mask
+    return Structure(lesion, lesion, masks, notes + _counted(n_empty, 'contours enclose no pixel'))

@@ -32,8 +32,8 @@ class Appearance:
     edge_mm: float = 2.5  # mean width of the blurred margin of a metastasis
     rim: float = 0.55  # probability that a typical metastasis shows a rim
     necrosis: float = 0.45  # probability that a typical metastasis has a necrotic centre
-    flash: float = 0.35  # probability that a hemangioma under 20 mm is filled at once
-    small: float = 0.3  # share of lesions under 18 mm, in every class
+    flash: float = 0.35  # probability that a hemangioma under 20 mm is filled at once, beside its share of the atypical
+    small: float = 0.3  # share of lesions drawn from 8 to 18 mm, in every class; the rest begins at 15 mm
 
 
 CALIBRATED = Appearance()  # the cohort's
@@ -65,7 +65,7 @@ class Outline:
 # %% ../../../nbs/cohort/phantom/lesions.ipynb #db1298c4
 def _draw_diameter(
     rng: np.random.Generator,
-    small: float,  # probability of less than 18 mm
+    small: float,  # probability of a draw from 8 to 18 mm
 ) -> float:  # mm
     "A diameter of 8 to 100 mm."
     if rng.random() < small:
