@@ -3,7 +3,9 @@
 import shutil
 import subprocess
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 from highdicom import sr
@@ -14,14 +16,14 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from liverdis.cohort.annotation.readers import ANNOTATION_KINDS, read_mask
-from liverdis.cohort.ct import read_slice
+from liverdis.cohort.ct import read_slice, write_slice
 from liverdis.cohort.manifest import file_checksum, load_manifest
 from liverdis.cohort.phantom.cohort import write_phantom
 from liverdis.core import InputError
 from liverdis.settings import preset
 from liverdis.use import cli
 from liverdis.use.cli import app
-from liverdis.use.predict import classify
+from liverdis.use.predict import Explanation, annotation_kind, as_json, classify
 from liverdis.use.structured_report import write_structured_report
 
 ROW = 3  # the spoiled row as a spreadsheet counts, header included
@@ -161,11 +163,11 @@ def test_a_good_manifest_passes(cohort):
     assert r.exit_code == 0 and "all 24 lesions can be used" in r.output
 
 
-def a_prediction(image, annotation, segment, at=None):
+def a_prediction(image, annotation, segment, at=None, frame=None):
     "By a network that has learned nothing"
     settings = preset("smoke")
     net = nn.Sequential(nn.Flatten(), nn.Linear(settings.roi_size**2, len(settings.classes)))
-    return classify({"a": net, "b": net}, settings, image, annotation, segment, at=at)
+    return classify({"a": net, "b": net}, settings, image, annotation, segment, frame, at)
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
@@ -218,6 +220,59 @@ def test_one_of_several_lesions_is_asked_for_and_reported(cohort, tmp_path, way)
     assert (polygon2mask(small.shape, group.roi.value[:, ::-1] - 0.5) == small).all()
 
 
+@pytest.fixture
+def lesion(cohort, tmp_path):
+    "A CT slice of the cohort, and its outline as a mask in DICOM, a picture and a table of one box"
+    row = load_manifest(cohort / "manifest.csv").df.iloc[0]
+    ct = read_slice(cohort / row.image_path)
+    mask = read_mask(cohort / row.annotation_path, row.annotation_kind, row.segment, ct)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    box = f"a,ct.dcm,{rows[0]},{rows[-1]},{cols[0]},{cols[-1]}"
+    (tmp_path / "boxes.csv").write_text(f"lesion,image,row_min,row_max,col_min,col_max\n{box}\n")
+    place = ct.spacing_mm, ct.position_mm
+    write_slice(tmp_path / "ct.dcm", ct.hu, *place)
+    write_slice(tmp_path / "mask16.dcm", mask, *place, RescaleIntercept=0)
+    iodine = ["DERIVED", "PRIMARY", "AXIAL", "IODINE"]
+    write_slice(tmp_path / "iodine.dcm", ct.hu, *place, ImageType=iodine)
+    write_slice(tmp_path / "scout.dcm", ct.hu, *place, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_slice(tmp_path / "raw.dcm", ct.hu + 1024, *place, RescaleIntercept=0, PixelRepresentation=0)
+    write_slice(tmp_path / "derived.dcm", ct.hu, *place, ImageType=["DERIVED", "SECONDARY", "MPR"])
+    affine = np.diag([-ct.spacing_mm[1], -ct.spacing_mm[0], 1, 1.0])
+    for name, values in ("raw", ct.hu + 1024), ("unit", ((ct.hu + 160) / 400).clip(0, 1)), ("mask", mask):
+        nib.Nifti1Image(np.float32(values).T[..., None], affine).to_filename(tmp_path / f"{name}.nii")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "image, said",
+    [
+        ("raw.dcm", "HU [+] 1024"),
+        ("iodine.dcm", "DICOM map"),
+        ("scout.dcm", "scout image"),
+        ("mask16.dcm", "holds labels"),
+        ("mask.png", "holds no CT"),
+        ("raw.nii", "HU [+] 1024"),
+        ("unit.nii", "a scale or a probability"),
+        ("mask.nii", "holds no CT"),
+        ("none.dcm", "No such file"),
+    ],
+)
+def test_predict_refuses_what_ingest_refuses(lesion, image, said):
+    frame = 0 if image.endswith(".nii") else None
+    with pytest.raises(InputError, match=f"{image}: .*{said}"):
+        a_prediction(lesion / image, lesion / "mask.png", "", frame=frame)
+
+
+def test_predict_passes_on_what_the_readers_note(lesion, capsys):
+    p = a_prediction(lesion / "derived.dcm", lesion / "mask.png", "")
+    assert p.notes == ("images derived from others, not as the scanner made them",)
+    p = a_prediction(lesion / "ct.dcm", lesion / "boxes.csv", "a")
+    assert as_json(p)["notes"] == ["a box, no outline"]
+    cli._say_prediction(p, Explanation(None, None, None, None), "own", "")
+    assert "note: a box, no outline" in capsys.readouterr().out
+
+
 def test_progress_in_a_log(monkeypatch, capsys):
     "A file gets no moving bar, but a line now and then, hours before the end"
     with cli._progress("training") as show:
@@ -227,3 +282,19 @@ def test_progress_in_a_log(monkeypatch, capsys):
         show(2, 4, "r0_f2_baseline")
         line = capsys.readouterr().out
     assert "50.0%" in line and "r0_f2_baseline" in line
+
+
+def test_counts_are_printed_whole(capsys):
+    cli._say_table(pd.DataFrame({"cases": [12345], "patients": [1234]}, index=["cyst"]))
+    assert "12345" in (said := capsys.readouterr().out) and "1234 " in said
+
+
+def test_a_damaged_outline_is_refused_in_one_line(tmp_path):
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    with open(path := tmp_path / "outline.dcm", "wb") as file:
+        file.write(bytes(128) + b"DICM")
+        pydicom.filewriter.write_file_meta_info(file, meta, enforce_standard=False)
+        file.write(b"no such data" * 9)
+    with pytest.raises(InputError, match="outline.dcm"):
+        annotation_kind(path)

@@ -9,7 +9,16 @@ import pytest
 from scipy.stats import binomtest
 
 from liverdis.core import CLASSES
-from liverdis.study.comparison import BETTER, TOO_FEW, compare, difference, paired_hits, sign_flip, summary
+from liverdis.study.comparison import (
+    BETTER,
+    TOO_FEW,
+    compare,
+    compare_cohorts,
+    difference,
+    paired_hits,
+    sign_flip,
+    summary,
+)
 from liverdis.study.evaluate import PREDICTION_COLUMNS, PROBABILITIES, check_predictions, read_predictions
 from liverdis.study.report import comparison
 
@@ -96,3 +105,9 @@ def test_stored_results_follow_from_stored_predictions(folder):
     assert json.dumps(stored, default=str).count(":") == json.dumps(counted, default=str).count(":")
     for a, b in zip(numbers(stored), numbers(counted), strict=True):
         assert a == pytest.approx(b, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_one_cohort_has_no_interval():
+    alone = compare_cohorts({"a": cohort(40, 3, lambda patient, arm, rng: 0.6)}, "baseline").loc["proposed"]
+    assert alone.n_cohorts == 1 and alone[["low", "high", "p_corrected", "patients_low"]].isna().all()

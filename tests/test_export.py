@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from liverdis.core import InputError
-from liverdis.method.arms import GENERATORS, classifier_network
-from liverdis.method.models import n_parameters
+from liverdis.method.arms import GENERATORS
+from liverdis.method.models import classifier_network, n_parameters
 from liverdis.settings import preset
 from liverdis.study.run import Run, Task, versions
 from liverdis.use.cli import app

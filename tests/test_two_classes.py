@@ -16,8 +16,9 @@ from liverdis.cohort.manifest import file_checksum, load_manifest, save_manifest
 from liverdis.cohort.roi import load_rois
 from liverdis.cohort.sources import source_probe
 from liverdis.core import InputError
-from liverdis.method.arms import ARMS, GENERATORS, ArmFold, classifier_network
+from liverdis.method.arms import ARMS, GENERATORS, ArmFold
 from liverdis.method.data import dataloaders
+from liverdis.method.models import classifier_network
 from liverdis.settings import preset
 from liverdis.study.paper_figures import fig5
 from liverdis.study.report import read_run, table2

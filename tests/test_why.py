@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from batches import first_batch
 
-from liverdis.method.arms import ARMS, GENERATORS, ArmFold, classifier_network, load_arms
+from liverdis.method.arms import ARMS, GENERATORS, ArmFold, load_arms
 from liverdis.method.data import dataloaders, phantom_fold
+from liverdis.method.models import classifier_network
 from liverdis.settings import preset
 from liverdis.study.training import resumable_fit
 

@@ -28,7 +28,11 @@ LIBRARY = {
     "study": "Study: the experiment and what it gave",
     "use": "Use: explore, predict, the command",
 }
-AROUND = {"tutorials": "Tutorials", "paper": "Results: what we found, and the paper's tables", "cards": "Cards"}
+AROUND = {
+    "tutorials": "Tutorials",
+    "paper": "Results: what we found, and the paper's tables",
+    "cards": "Cards: model, data, attacks, speed",
+}
 FOLDERS = LIBRARY | AROUND
 
 # Imports leave a choice; where they do, this decides (a folder stands for what is in it), and after it the name.

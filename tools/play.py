@@ -149,10 +149,10 @@ def indexed(frame, colours):
 
 
 def write_moving(frames, path, classes, ms=90):
-    """An animated PNG that goes round, with one palette for all frames, so that only what moves is stored again."""
+    """An animated PNG that goes round twice, with one palette for all, so that only what moves is stored again."""
     colours = [ImageColor.getrgb(CLASS_COLOURS[name]) for name in classes]
     first, *rest = (indexed(frame, colours) for frame in frames)
-    first.save(path, save_all=True, append_images=rest, duration=ms, loop=0, optimize=True)
+    first.save(path, save_all=True, append_images=rest, duration=ms, loop=2, optimize=True)
 
 
 # -- what it is --------------------------------------------------------------------------------------------------------

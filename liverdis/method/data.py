@@ -297,4 +297,6 @@ def phantom_fold(
         cohort = write_phantom(Path(folder), counts, seed)
         rois = load_rois(cohort, s.margin, s.roi_size)
     cases = make_folds(cohort.df, s.n_folds, s.valid_share, seed=0)
-    return dataloaders(rois, cases.label, cases.fold_1, s), rois, cases
+    dls = dataloaders(rois, cases.label, cases.fold_1, s)
+    dls.train.rng.seed(0)  # the order of the cases
+    return dls, rois, cases

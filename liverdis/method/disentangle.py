@@ -26,7 +26,7 @@ from torch import nn
 
 from .data import TensorROI
 from .learner import RoiLearner
-from .models import classifier, decoder, encoder
+from .models import classifier, classifier_network, decoder, encoder
 from ..settings import Settings
 
 # %% ../../nbs/method/disentangle.ipynb #96bf7d8b
@@ -65,7 +65,7 @@ def classifier_learner(
     "Phase 1, and the final classifier of either arm: an encoder and a classifier, cross entropy, Adam."
     return RoiLearner(
         dls,
-        nn.Sequential(encoder(settings), classifier(settings)),
+        classifier_network(settings),
         CrossEntropy(),
         splitter=_encoder_and_classifier,
         lr=settings.classifier_lr,

@@ -31,7 +31,10 @@ class ConditionalVAE(nn.Module):
     ):
         super().__init__()
         if settings.code_size < len(settings.classes):
-            raise InputError(f'code_size {settings.code_size}: the VAE needs one number for each class, so at least 4')
+            raise InputError(
+                f'code_size {settings.code_size}: the VAE needs one number for each class, so at least '
+                f'{len(settings.classes)}'
+            )
         self.classes, self.code_size = settings.classes, settings.code_size
         self.encoder, self.decoder = encoder(settings), decoder(settings)
         self.posterior = nn.Linear(2 * settings.code_size, 2 * settings.code_size)

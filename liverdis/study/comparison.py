@@ -148,9 +148,9 @@ def _tests(
     n_folds: float,  # as for `corrected_t`
     confidence: float,
 ) -> dict[str, float]:
-    "Intervals, p-values and probabilities of one comparison; NaN below `MIN_PATIENTS`, or for a single fold."
+    "Intervals, p-values and probabilities of one comparison; NaN below `MIN_PATIENTS`, or for a single fold or cohort."
     patients = _by_patient(hits)
-    if len(patients) < MIN_PATIENTS or n_folds < 2:
+    if len(patients) < MIN_PATIENTS or min(n_folds, len(differences)) < 2:
         return dict.fromkeys(_TESTS, np.nan)
     one_case = 1 / len(hits.drop_duplicates(['patient_id', 'case_id']))
     distribution = corrected_t(differences, n_folds, one_case)

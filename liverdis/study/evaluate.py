@@ -154,6 +154,8 @@ def draw_confusion(
     share = cm.div(cm.sum(axis=1), axis=0)
     style: dict[str, Any] = {'cmap': 'Blues', 'vmin': 0, 'vmax': 1, 'square': True, 'cbar': False, 'linewidths': 1}
     ax = sns.heatmap(share, annot=cm, fmt='.4g', annot_kws={'size': 11}, ax=ax, **style)
+    for text, s in zip(ax.texts, filter(np.isfinite, share.to_numpy().ravel())):
+        text.set_color('white' if s > 0.7 else 'black')
     ax.set(title=title, xlabel='predicted', ylabel='ground truth')
     ax.tick_params(length=0)
     ax.tick_params('y', rotation=0)

@@ -259,9 +259,6 @@ def run_task(
     run.finish(task, {**record, 'classes': run.settings.classes, **about}, model)
 
 # %% ../../nbs/study/experiment.ipynb #50bda901
-_COST = {'baseline': 1.0, 'swap_classifier': 1.0, 'disentangle': 6.0, 'measure': 1.0}  # of an epoch; others 2
-
-
 def _epochs(task: Task, settings: Settings) -> int:
     if task.kind.startswith('measure'):
         return 1
@@ -271,7 +268,12 @@ def _epochs(task: Task, settings: Settings) -> int:
 
 
 def _cost(task: Task, settings: Settings) -> float:
-    return _COST.get(task.kind, 2.0) * _epochs(task, settings)
+    "About how long a task takes, in epochs of the baseline."
+    if task.kind in GENERATORS:
+        each = 6.0 if GENERATORS[task.kind].has_codes else 2.0
+    else:
+        each = 1.0 if task.kind.startswith(('baseline', 'swap_classifier', 'measure')) else 2.0
+    return each * _epochs(task, settings)
 
 
 def _chain_cost(run: Run, task: Task) -> float:
@@ -531,10 +533,15 @@ def predictions(
     return pd.DataFrame(rows, columns=[*about, *(f'p_{c}' for c in run.settings.classes)])
 
 # %% ../../nbs/study/experiment.ipynb #d89c9d41
+def _measured(run: Run, task: Task) -> dict[str, Any]:
+    "What was measured of a generator's codes; nothing if it has none."
+    measure = dataclasses.replace(task, kind=measured_by(task.kind))
+    return run.record(measure) if measure.kind in run.graph else {}
+
+
 def _generator_warnings(run: Run, task: Task, labels: pd.Series) -> list[str]:
     "What is wrong with a generator; its name comes first unless it is the paper's."
-    measure = dataclasses.replace(task, kind=measured_by(task.kind))
-    measured = run.record(measure) if measure.kind in run.graph else {}
+    measured = _measured(run, task)
     history, lam = run.record(task)['history'], GENERATORS[task.kind].settings(run.settings).lam
     said = decoder_warnings(measured) + adversary_warnings(history, labels) + balance_warnings(history, lam)
     return said if task.kind == 'disentangle' else [f'{task.kind}: {text}' for text in said]
@@ -556,9 +563,7 @@ def _arm_results(record: dict[str, Any]) -> dict[str, Any]:
 
 def _generator_results(run: Run, task: Task) -> dict[str, float]:
     "What was measured of a generator's codes, and the time that its training took."
-    measure = dataclasses.replace(task, kind=measured_by(task.kind))
-    found = run.record(measure) if measure.kind in run.graph else {}
-    measured = {k: v for k, v in found.items() if isinstance(v, float) and k != 'wall_time_s'}
+    measured = {k: v for k, v in _measured(run, task).items() if isinstance(v, float) and k != 'wall_time_s'}
     return {**measured, 'wall_time_s': run.record(task)['wall_time_s']}
 
 

@@ -33,7 +33,8 @@ from ..cohort.folds import make_folds
 from ..cohort.manifest import Manifest, verify_files
 from ..cohort.roi import RoiFile, load_rois
 from ..core import CLASSES, InputError, read_cases, write_atomic
-from ..method.arms import ARMS, GENERATORS, chosen_arms, classifier_network
+from ..method.arms import ARMS, GENERATORS, chosen_arms
+from ..method.models import classifier_network
 from ..settings import PRESETS, Settings, settings_from_dict
 from .paper import PAPER_ARMS
 
@@ -93,6 +94,15 @@ def task_seed(
 # %% ../../nbs/study/run.ipynb #12814301
 def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _file_checksum(path: Path) -> str:
+    "That of a file which may not fit into memory."
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for piece in iter(lambda: file.read(2**20), b''):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _refuse_changed(path: Path, now: str, recorded: str | None, remedy: str) -> None:
@@ -215,7 +225,7 @@ class RunInput(TaskRecords):
     def rois(self) -> RoiFile:
         "The regions of all cases, read from the file when indexed. `InputError` if somebody changed it."
         path = self.folder / 'rois.npy'
-        _refuse_changed(path, _checksum(path.read_bytes()), self.info.get('rois_sha256'), _START_AGAIN)
+        _refuse_changed(path, _file_checksum(path), self.info.get('rois_sha256'), _START_AGAIN)
         return RoiFile(path)
 
     def check_files(self) -> None:
@@ -241,25 +251,22 @@ class Run(RunInput):
     def is_complete(self) -> bool:
         "Whether results are written and each task that they come from is still done."
         known = task_graph(arm for arm in self.arms if arm in ARMS)  # an own arm's file may not be loaded
-        tasks = [task for kind in {*known, *self.arms} for task in self.tasks_of(kind)]
-        return (self.folder / 'results.json').exists() and all(map(self.done, tasks))
+        return (self.folder / 'results.json').exists() and all(map(self.done, self.tasks_of(*{*known, *self.arms})))
 
     @property
     def tasks(self) -> list[Task]:
         "All tasks, in an order in which they could run."
-        repeats, folds = range(self.info['repeats']), range(1, self.info['n_folds'] + 1)
-        return [Task(repeat, fold, kind) for repeat in repeats for fold in folds for kind in self.graph]
+        return self.tasks_of(*self.graph)
 
-    def tasks_of(self, kind: str) -> list[Task]:
-        "The tasks of one kind, whether or not the run has them, by repeat and fold."
+    def tasks_of(self, *kinds: str) -> list[Task]:
+        "The tasks of some kinds, whether or not the run has them, by repeat and fold."
         repeats, folds = range(self.info['repeats']), range(1, self.info['n_folds'] + 1)
-        return [Task(repeat, fold, kind) for repeat in repeats for fold in folds]
+        return [Task(repeat, fold, kind) for repeat in repeats for fold in folds for kind in kinds]
 
     def network(self, task: Task) -> Any:
         "The trained network of a task that trains one, in evaluation mode."
         if task.kind in GENERATORS:
-            generator = GENERATORS[task.kind]
-            net = generator.model(generator.settings(self.settings))
+            net = GENERATORS[task.kind].network(self.settings)
         else:
             model = classifier_network if task.kind == 'swap_classifier' else ARMS[task.kind].model
             net = model(self.settings)
@@ -395,7 +402,7 @@ def _new_run(folder: Path, manifest: Manifest, settings: Settings, folds: pd.Dat
     write_atomic(folder / 'folds.csv', folds.to_csv(index=False))
     info = {
         **facts,
-        'rois_sha256': _checksum((folder / 'rois.npy').read_bytes()),
+        'rois_sha256': _file_checksum(folder / 'rois.npy'),
         'folds_sha256': _stored_folds(folder, folds.repeat.nunique()),
         'repeats': int(folds.repeat.nunique()),
         'n_folds': sum(name.startswith('fold_') for name in folds),
@@ -502,7 +509,7 @@ def _check_sizes(settings: Settings, graph: Iterable[str]) -> None:
     with torch.device('meta'):
         classifier_network(settings)
         for generator in (GENERATORS[kind] for kind in graph if kind in GENERATORS):
-            generator.model(generator.settings(settings))
+            generator.network(settings)
 
 # %% ../../nbs/study/run.ipynb #unseenarm2
 def _is_of_user(kind: str) -> bool:

@@ -303,12 +303,18 @@ def _data(v: Variant, study: Study, folder: Path, cohort: Manifest, joined: Mani
 
 # %% ../../nbs/study/studies.ipynb #fee0774d
 def _open_runs(
-    stack: ExitStack, study: Study, folder: Path, inputs: tuple[Manifest, Manifest], weights: Path | None, **how: Any
+    stack: ExitStack,
+    study: Study,
+    folder: Path,
+    inputs: tuple[Manifest, Manifest],
+    weights: Path | None,  # of the oracle
+    cores: int,  # to render phantoms with
+    **how: Any,
 ) -> dict[str, Run]:
-    "Start or continue the run of each variant; `weights` are those of the oracle."
+    "Start or continue the run of each variant."
     every, runs = variants(study), {}
     for v in every:
-        data = _data(v, study, folder, *inputs, os.cpu_count() or 1)
+        data = _data(v, study, folder, *inputs, cores)
         judge = weights if weights and _can_judge(every[0].settings, v.settings) else None
         about = {**data, **how, 'preset': study.preset, 'data': 'phantom'}
         opened = open_run(folder / 'runs' / (v.name or 'study'), settings=v.settings, oracle=judge, **about)
@@ -330,7 +336,8 @@ def run_study(
     arms = with_own_arms(study.arms, arms_file)
     check_machine(device, scheduler)
     check_seeds(study)
-    inputs = _inputs(study, folder, variants(study)[0].settings, jobs or os.cpu_count() or 1)
+    cores = jobs or os.cpu_count() or 1
+    inputs = _inputs(study, folder, variants(study)[0].settings, cores)
     told = lambda name: (lambda *args: on_progress(name, *args)) if on_progress else None
     facts: dict[str, Any] = {'machine': machine(jobs)}
     weights = None
@@ -338,6 +345,7 @@ def run_study(
         where: dict[str, Any] = {'jobs': jobs, 'device': device, 'scheduler': scheduler, 'on_progress': told('oracle')}
         weights, facts['oracle_accuracy'] = _oracle(study, folder, inputs[1], set(inputs[0].df.case_id), **where)
     with ExitStack() as stack:
-        runs = _open_runs(stack, study, folder, inputs, weights, device=device, arms=arms, arms_file=arms_file)
+        how: dict[str, Any] = {'device': device, 'arms': arms, 'arms_file': arms_file}
+        runs = _open_runs(stack, study, folder, inputs, weights, cores, **how)
         finish_runs(list(runs.values()), jobs, told(''), arms_file, scheduler)
     return collect_study(folder / 'results', study, runs, **facts)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -116,10 +117,10 @@ def _say(text: str) -> None:
 
 
 def _say_table(df: pd.DataFrame, title: str | None = None) -> None:
-    "Print a table; numbers to three digits."
+    "Print a table; numbers that are not whole to three digits."
     table = Table('', *map(str, df.columns), title=title)
     for name, row in df.iterrows():
-        table.add_row(str(name), *(v if isinstance(v, str) else f'{v:.3g}' for v in row))
+        table.add_row(str(name), *(str(v) if isinstance(v, (str, Integral)) else f'{v:.3g}' for v in row))
     _console.print(table)
 
 
@@ -559,14 +560,17 @@ def _missing_labels(result: 'Ingested') -> list[str]:
     return lines
 
 # %% ../../nbs/use/cli.ipynb #82328742
-def _idle_rules(result: 'Ingested') -> Iterator[str]:
-    "A line for each rule of the labels file that fits nothing."
+def _odd_rules(result: 'Ingested') -> Iterator[str]:
+    "A line for each rule of the labels file that fits nothing, or patients who only share a name."
     from liverdis.cohort.labels import csv_line
 
     names = ', '.join(sorted(set(result.names.values()))[:6])
     for name, label, patient in result.unmatched:
         line = csv_line(name, label, *([] if patient == '*' else [patient]))
         yield f'the line {line} of the labels file fits no structure; the first ones here are {names}'
+    for rule, folders in result.shared.items():
+        line, places = csv_line(*rule), ' and '.join(folders)
+        yield f'the line {line} of the labels file is about several patients, in {places}; name one by its folder'
 
 # %% ../../nbs/use/cli.ipynb #553fc476
 def _left_out(result: 'Ingested') -> list[str]:
@@ -574,7 +578,7 @@ def _left_out(result: 'Ingested') -> list[str]:
     asked = result.skipped.todo.str.contains('|', regex=False)
     own = result.skipped[~result.skipped.failed & ~asked & (result.skipped.patient_id != '')]
     reasons = [p.reason for p in result.problems if not p.failed]
-    reasons += [f'{s.what}: {result.details.get(s.detail, s.reason)}' for s in own.itertuples()]
+    reasons += [f'{result.named(s.what)}: {result.details.get(s.detail, s.reason)}' for s in own.itertuples()]
     alike = pd.Series(reasons, dtype=object).groupby(
         lambda i: re.sub(r'[\da-f-]*\d[\d.]*', '#', reasons[i]), sort=False
     )
@@ -585,7 +589,7 @@ def _tell_losses(result: 'Ingested', out: Path) -> Manifest:
     "What was lost on standard error, what was left out on standard output; returns the rest, or `InputError`."
     missing, everything = _missing_labels(result), f'{out}/skipped.csv has all'
     lines = _first(list(_losses(result)), everything) + _first(missing, '--write-labels FILE writes all of them')
-    for line in lines + _first(list(_idle_rules(result)), 'see the labels file'):
+    for line in lines + _first(list(_odd_rules(result)), 'see the labels file'):
         print(line, file=sys.stderr)
     for line in _first(_left_out(result), everything):
         _say(line)
@@ -766,11 +770,13 @@ def predict(
 
 # %% ../../nbs/use/cli.ipynb #0b0046a7
 def _say_prediction(answer: 'Prediction', why: 'Explanation', arm: str, trained_on: str) -> None:
-    "Print probabilities with their spread, neighbours and notice."
+    "Print probabilities with their spread, notes, neighbours and notice."
     from liverdis.use.predict import notice
 
     spread = answer.probabilities.agg(['mean', 'min', 'max']).T
     _say_table(spread, f'probability over {len(answer.probabilities)} {arm} classifiers')
+    for note in answer.notes:
+        _say(f'note: {note}')
     if why.nearest is not None:
         near = [f'{case.label} {case.case_id}' for case in why.nearest.itertuples()]
         _say('nearest training lesions by c: ' + ', '.join(near))
