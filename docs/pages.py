@@ -355,6 +355,13 @@ def page(book, text):
     return nb
 
 
+def summary(nb):
+    "What a page says of itself below its title, without signs"
+    first = next(c.source for c in nb.cells if c.cell_type == "markdown")
+    said = re.search(r"^> (.+)$", first, re.M)
+    return re.sub(r"[`$*]|\]\(.*?\)|\[", "", said[1]) if said else ""
+
+
 def toctree(title, pages):
     "A section of the sidebar"
     return mk_cell("\n".join(["```{toctree}", f":caption: {title}", ":hidden:", *pages, "```"]), "markdown")
@@ -376,6 +383,7 @@ def main(dest):
     for name, book in books.items():
         text.here = local_names(book, books)
         nb = page(book, text)
+        nb.metadata["myst"] = {"html_meta": {"description": summary(nb)}}
         if name == "index":
             contents = {"Try it": TRY, **sections(books), "About": ABOUT}
             nb.cells += [toctree(title, pages) for title, pages in contents.items() if pages]

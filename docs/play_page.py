@@ -43,7 +43,7 @@ def stop(i, facts):
 <div class="stop"><div class="bar" aria-hidden="true">{bar}</div>
 <img class="tile" src="play/strip.png" alt="decoded image: {words}" style="object-position: {100 * i / (n - 1):.3f}% 0">
 <table><thead><tr><th scope="col">class</th><th scope="col">asked</th><th scope="col">proposed sees</th>
-<th scope="col">judge sees</th></tr></thead><tbody>{rows}</tbody></table></div>"""
+<th scope="col">swap classifier sees</th></tr></thead><tbody>{rows}</tbody></table></div>"""
 
 
 def widget(facts, megabytes):
@@ -61,7 +61,7 @@ def widget(facts, megabytes):
 <link rel="stylesheet" href="_static/play.css">
 <div class="play"{loads}>{note}
 <fieldset class="play-strip"><legend>One case on its way through the classes: the {name} case {who["id"]},
-in which the judge follows best</legend>
+in which the swap classifier follows best</legend>
 <div class="stops" style="--n: {n}">
 {stops}
 </div></fieldset></div>

@@ -110,7 +110,7 @@ function show(parts, target, { image, seen }, ms) {
   parts.time.textContent = `Redrawn in ${Math.round(ms)} ms, here in your browser.`
   page.dataset.redraws = Number(page.dataset.redraws || 0) + 1
   clearTimeout(parts.soon)
-  const words = `Asked: ${inWords(target)}. Proposed sees ${inWords(seen.proposed)}; the judge ${inWords(seen.judge)}.`
+  const words = `Asked: ${inWords(target)}. Proposed sees ${inWords(seen.proposed)}; the swap classifier ${inWords(seen.judge)}.`
   parts.soon = setTimeout(() => (parts.said.textContent = words), 600) // for screen readers, once a movement has ended
 }
 
@@ -259,7 +259,7 @@ function key() {
   return el(
     'p', { className: 'play-key' }, el('span', {}, 'slider: asked for, the soft target'),
     el('span', {}, sample('proposed'), 'seen by the proposed classifier'),
-    el('span', {}, sample('judge'), 'seen by the judge of swaps'),
+    el('span', {}, sample('judge'), 'seen by the swap classifier'),
   )
 }
 
