@@ -536,8 +536,7 @@ def _same_numbers(a: Path, b: Path) -> bool:
 
 def _may_be_of(path: Path, s: Series) -> bool:
     "Whether the numbers in the name of a mask allow a series; those of a DICOM series say nothing"
-    image = s.slices[0].path
-    return not is_volume(image) or _same_numbers(image, path)
+    return not s.is_volume or _same_numbers(s.slices[0].path, path)
 
 
 def _other_numbers(path: Path, s: Series) -> tuple[str, ...]:
@@ -909,16 +908,15 @@ def _unused(all_series: Iterable[Series], annotations: Iterable[Annotation]) -> 
 
 
 def _beside_dicom(all_series: Sequence[Series], annotations: Iterable[Annotation]) -> list[Problem]:
-    "A note for each outlined volume in a folder, not that of all patients, whose DICOM series are of one patient"
+    "A note for each outlined volume that shares a folder, below that of all series, with DICOM of one patient alone"
     tree, outlined = _Tree(all_series), {id(a.series) for a in annotations}
-    of_dicom = lambda s: not s.is_volume
     reason = (
         "is a volume beside the DICOM series of one patient, and counts as another patient; if they are one, leave out "
         "the volume or the DICOM series"
     )
 
     def is_beside(volume: Series) -> bool:
-        found = tree.nearest(volume.folder, of_dicom)
+        found = tree.nearest(volume.folder, lambda s: not s.is_volume)
         one = len({s.patient for s in found}) == 1
         return one and (volume.folder == tree.root or _common(volume.slices[0].path, found[0]) != tree.root)
 

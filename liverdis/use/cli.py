@@ -457,7 +457,7 @@ _WriteLabelsOption = Annotated[
 ]
 
 # %% ../../nbs/use/cli.ipynb #28f70eb9
-_KindOption = Annotated[Kind, typer.Option(help='use only annotations of this kind')]
+_KindOption = Annotated[Kind, typer.Option(help='use only annotations of this kind; others keep healthy squares away')]
 _KeyOption = Annotated[
     Path | None, typer.Option(help='key of all codes in the cohort', show_default='OUT.key, made if missing')
 ]
