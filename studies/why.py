@@ -1,6 +1,6 @@
 """Arms that explain and are no methods: they may ask an oracle, or change one rule that all other arms share.
 
-`liverdis study why --arms studies/why.py`
+`liverdis study why --arms studies/why.py`, `liverdis study why-taught --arms studies/why.py`
 """
 
 from functools import partial
@@ -74,3 +74,28 @@ def duplicate_last(fold):
 def proposed_last(fold):
     "proposed, last epoch kept; the generator starts from the encoder of the best one"
     return proposed(fold).add_cb(KeepLast())
+
+
+@arm(needs="disentangle")
+def proposed_seen_last(fold):
+    "proposed-seen, last epoch kept"
+    return proposed_seen(fold).add_cb(KeepLast())
+
+
+@arm
+def duplicate_seen_last(fold):
+    "duplicate-seen, last epoch kept"
+    return duplicate_seen(fold).add_cb(KeepLast())
+
+
+@arm(needs="disentangle")
+def proposed_taught(fold):
+    "proposed, with what the fold's own baseline sees in each mixture as its target"
+    kind = partial(SeenMixtures, fold.network("baseline"))
+    return mixture_learner(fold.dls, fold.network("disentangle"), fold.settings, fold.seed, kind=kind)
+
+
+@arm(needs="baseline")
+def duplicate_taught(fold):
+    "duplicate-real, with what the fold's own baseline sees in each extra view as its target"
+    return duplicate_real(fold).add_cb(SeenViews(fold.network("baseline")))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ARMS', 'GENERATORS', 'ArmFold', 'Arm', 'arm', 'load_arms', 'with_own_arms', 'chosen_arms', 'Generator', 'baseline',
            'proposed', 'duplicate_real', 'mixture_quarter', 'mixture_half', 'mixture_stop', 'mixture_own',
-           'mixture_nearest', 'mixture_residual', 'mixture_agreed', 'mixture_split', 'reconstruction', 'swap_r',
-           'proposed_plus', 'code_mix', 'code_extrapolation', 'mixup', 'cutmix', 'manifold_mixup', 'zeta_mixup',
-           'vae_interpolation', 'trivial_augment', 'rand_augment', 'label_smoothing', 'balanced_loss', 'weight_average',
-           'test_views']
+           'mixture_nearest', 'mixture_random', 'mixture_residual', 'mixture_agreed', 'mixture_split', 'reconstruction',
+           'swap_r', 'proposed_plus', 'code_mix', 'code_extrapolation', 'mixup', 'cutmix', 'manifold_mixup',
+           'zeta_mixup', 'vae_interpolation', 'trivial_augment', 'rand_augment', 'label_smoothing', 'balanced_loss',
+           'weight_average', 'test_views']
 
 # %% ../../nbs/method/arms.ipynb #3364697d
 import importlib.util
@@ -46,6 +46,7 @@ from liverdis.method.variants import (
     AgreeingMixtures,
     CodeMixtures,
     MixedCodes,
+    RandomMixtures,
     ResidualMixtures,
     SplitStatistics,
     extrapolated_codes,
@@ -261,6 +262,12 @@ def mixture_nearest(fold: ArmFold) -> Learner:
     return _with_mixtures(fold.changed(mixture_others=1))
 
 # %% ../../nbs/method/arms.ipynb #c39da89b
+@arm(needs='disentangle')
+def mixture_random(fold: ArmFold) -> Learner:
+    "proposed, with a random case of each other class instead of the nearest"
+    return _with_mixtures(fold, RandomMixtures)
+
+
 @arm(needs='disentangle')
 def mixture_residual(fold: ArmFold) -> Learner:
     "proposed, with the change that mixing makes added to the real image"

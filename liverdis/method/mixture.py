@@ -44,11 +44,29 @@ class CodeBank:
         y: torch.Tensor,  # (B,) their classes
     ) -> torch.Tensor:  # (B,K,D), infinite for a class without codes
         "For each query, the nearest code of every class; its own class is represented by the query."
-        nearest = torch.stack([_nearest(c, *of, self.block) for of in zip(self.by_class, self.half_sq_norms)], 1)
-        nearest[torch.arange(len(y), device=y.device), y] = c
-        return nearest
+        nearest = [_nearest(c, *of, self.block) for of in zip(self.by_class, self.half_sq_norms)]
+        return _with_own(nearest, c, y)
+
+    def random_per_class(
+        self,
+        c: torch.Tensor,  # (B,D) query codes
+        y: torch.Tensor,  # (B,) their classes
+    ) -> torch.Tensor:  # (B,K,D), infinite for a class without codes
+        "For each query, a random code of every class (PyTorch's generator); its own class is represented by the query."
+        drawn = [
+            codes[torch.randint(len(codes), y.shape, device=y.device)] if len(codes) else torch.full_like(c, torch.inf)
+            for codes in self.by_class
+        ]
+        return _with_own(drawn, c, y)
 
 # %% ../../nbs/method/mixture.ipynb #c7ea74a5
+def _with_own(per_class, c, y):
+    "Codes of each class as `(B,K,D)`, with the queries in the place of their own class."
+    codes = torch.stack(per_class, 1)
+    codes[torch.arange(len(y), device=y.device), y] = c
+    return codes
+
+
 def _nearest_in_block(c, codes, half_sq_norms):
     "The code nearest to each query, and its score, which is larger the nearer it is."
     score, i = torch.addmm(-half_sq_norms, c, codes.T).max(1)
@@ -165,6 +183,14 @@ class MixtureLabels(SyntheticImages):
         self.net, self.bank, self.others = copy.deepcopy(net).eval().requires_grad_(False), bank, s.mixture_others
         self.sampler = ProportionSampler(s.mixture_alpha, len(s.classes), seed, net.code_mean.device, s.mixture_favour)
 
+    def partners(
+        self,
+        c: torch.Tensor,  # (B,D) specified codes
+        y: torch.Tensor,  # (B,) their classes
+    ) -> torch.Tensor:  # (B,K,D), as of the `CodeBank`
+        "The codes that are mixed."
+        return self.bank.nearest_per_class(c, y)
+
     @torch.no_grad()
     def mix(
         self,
@@ -173,7 +199,7 @@ class MixtureLabels(SyntheticImages):
         w: torch.Tensor | None = None,  # (B,K) proportions; None draws them
     ) -> tuple[torch.Tensor, torch.Tensor]:  # images (B,1,S,S), the proportions used (B,K)
         "One synthetic image for each image given."
-        nearest = self.bank.nearest_per_class(self.net.spec_encoder(x), y)
+        nearest = self.partners(self.net.spec_encoder(x), y)
         w = mixing_proportions(nearest, y, self.sampler(y) if w is None else w, self.others)
         c = torch.einsum('bk,bkd->bd', w, nearest.nan_to_num(posinf=0))
         return self.net.decode(c, self.net.unspec_encoder(x)), w
