@@ -44,7 +44,7 @@ PREFERRED = """
     method/data method/models method/learner
     study/training study/run study/experiment study/evaluate study/codes
     use/explore use/predict use/cli
-    paper/findings paper/choices paper/reproduction
+    paper/findings paper/why paper/scores paper/choices paper/reproduction
 """.split()
 
 MARKS = "<!-- notebooks: made by `make readme` -->", "<!-- notebooks end -->"

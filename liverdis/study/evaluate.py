@@ -166,13 +166,12 @@ def draw_confusion(
 def reliability(
     df: pd.DataFrame,  # predictions
     arm: str,  # one of `arms_of(df)`
-    bins: int = 10,  # equal bins of the predicted class's probability
 ) -> pd.DataFrame:  # one row for each bin that is not empty: n, confidence, accuracy
-    "Accuracy by the probability of the predicted class; all repeats together."
+    "Accuracy in ten equal bins of the predicted class's probability; all repeats together."
     d = of_arm(df, arm)
     confidence = d[[f'p_{c}' for c in classes_of(df)]].max(axis=1)
     cases = pd.DataFrame({'confidence': confidence, 'hit': d.label == d.predicted})
-    by_bin = cases.groupby(pd.cut(confidence, np.linspace(0, 1, bins + 1)), observed=True)
+    by_bin = cases.groupby(pd.cut(confidence, np.linspace(0, 1, 11)), observed=True)
     return by_bin.agg(n=('hit', 'size'), confidence=('confidence', 'mean'), accuracy=('hit', 'mean'))
 
 # %% ../../nbs/study/evaluate.ipynb #f72f42e7
@@ -189,8 +188,9 @@ def calibration(
     return {'brier': float(brier), 'ece': float((bins.n * gap).sum() / bins.n.sum())}
 
 # %% ../../nbs/study/evaluate.ipynb #c70b940d
-def _scores(y: np.ndarray, p: np.ndarray) -> dict[str, float]:
-    "Scores of one arm in one repeat, from the numbers of true and predicted classes."
+def _scores(d: pd.DataFrame, number: dict[str, int]) -> dict[str, float]:
+    "Scores of one arm in one repeat; `number` stands for a class."
+    y, p = (d[column].map(number).to_numpy() for column in ('label', 'predicted'))
     present = np.unique(y)
     return {
         'accuracy': float((y == p).mean()),
@@ -204,10 +204,10 @@ def _scores(y: np.ndarray, p: np.ndarray) -> dict[str, float]:
 def scores(
     df: pd.DataFrame,  # predictions
 ) -> pd.DataFrame:  # one row an arm: accuracy, balanced_accuracy, macro_f1, kappa, mcc, brier, ece
-    "Scores of every arm over all cases, mean over repeats."
+    "Scores of every arm, each over all cases of a repeat, mean over repeats."
     number = {c: i for i, c in enumerate(classes_of(df))}  # scikit-learn is slow on names
     rows = {}
     for arm, d in df.groupby('arm', sort=False):
-        pairs = [(r.label.map(number).to_numpy(), r.predicted.map(number).to_numpy()) for _, r in d.groupby('repeat')]
-        rows[arm] = {**pd.DataFrame([_scores(*pair) for pair in pairs]).mean().to_dict(), **calibration(df, arm)}
+        of_repeats = [_scores(r, number) | calibration(r, arm) for _, r in d.groupby('repeat')]
+        rows[arm] = pd.DataFrame(of_repeats).mean()
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('arm')
