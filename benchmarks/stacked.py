@@ -10,13 +10,13 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from liverdis.core import CLASSES
-from liverdis.method.models import classifier, encoder
+from liverdis.method.models import classifier_network
 from liverdis.settings import Settings, preset
 
 
 def _network(settings: Settings) -> nn.Sequential:
     """The network of phase 1, whose BatchNorm keeps no running statistics: `vmap` cannot update them."""
-    net = nn.Sequential(encoder(settings), classifier(settings))
+    net = classifier_network(settings)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.track_running_stats = False

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liverdis.method.learner import keep_memory
-from liverdis.method.models import decoder, encoder
+from liverdis.method.models import Decoder, Encoder
 from liverdis.settings import Settings, preset
 
 from .timing import in_turn, one_thread, seconds_of
@@ -88,7 +88,7 @@ def _layer(layout, batch, channels_in, channels_out, n):
 def autoencoder(s: Settings) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder, in evaluation mode."""
     torch.manual_seed(0)
-    return encoder(s).eval(), decoder(s).eval()
+    return Encoder.of(s).eval(), Decoder.of(s).eval()
 
 
 def training(
@@ -98,7 +98,7 @@ def training(
     wrap: Callable[[nn.Module], Callable[..., Tensor]] = lambda net: net,
 ) -> Run:
     """Forward and backward through encoder and decoder."""
-    e, d = encoder(s).to(memory_format=layout), decoder(s).to(memory_format=layout)
+    e, d = Encoder.of(s).to(memory_format=layout), Decoder.of(s).to(memory_format=layout)
     x, c = torch.rand(batch, 1, s.roi_size, s.roi_size), torch.rand(batch, s.code_size)
     encode, decode = wrap(e), wrap(d)
 

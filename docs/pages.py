@@ -142,13 +142,12 @@ def api(node, obj, classes, fence=6):
     "What MyST shows of a definition: signature, docstring, parameters with their comments, and the methods of a class"
     is_class, decorators = isinstance(node, ast.ClassDef), [ast.unparse(d) for d in node.decorator_list]
     init = next((m for m in node.body if isinstance(m, DEFS) and m.name == "__init__"), None) if is_class else node
-    is_enum = is_class and any("Enum" in ast.unparse(b) for b in node.bases)
     is_dataclass = is_class and any("dataclass" in d for d in decorators)
     rows = list(fields_of(node) if is_dataclass else parameters_of(init) if init else [])
     try:
         comments = (
             {}
-            if is_enum or (is_class and not init and not is_dataclass)
+            if is_class and not init and not is_dataclass
             else docments(obj if is_class else inspect.unwrap(obj), args_kwargs=True)
         )
     except (TypeError, OSError):
@@ -158,19 +157,12 @@ def api(node, obj, classes, fence=6):
     kind = "class" if is_class else "property" if "property" in decorators else "method" if fence < 6 else "function"
     arrow = f" -> {ast.unparse(returns)}" if returns and kind != "property" else ""
     lines = [
-        ":" * fence
-        + f"{{py:{kind}}} {node.name}"
-        + ("" if kind == "property" or is_enum else f"({', '.join(shown)}){arrow}")
+        ":" * fence + f"{{py:{kind}}} {node.name}" + ("" if kind == "property" else f"({', '.join(shown)}){arrow}")
     ]
     lines += [f":{d}:" for d in ("classmethod", "staticmethod") if d in decorators]
     if kind == "property" and returns:
         lines += [f":type: {ast.unparse(returns)}"]
     lines += ["", plain(inspect.cleandoc(ast.get_docstring(node) or "")), ""]
-    if is_enum:
-        lines += [
-            "One of " + ", ".join(f"`{ast.unparse(a.value)}`" for a in node.body if isinstance(a, ast.Assign)),
-            "",
-        ]
     for name, t, _, told in rows:
         told = told or comments.get(name.lstrip("*")) or ""
         lines += [f":param {name.replace('*', chr(92) + '*')}: {plain(' '.join(told.split()))}"] * bool(told or t)

@@ -19,7 +19,15 @@ from liverdis.cohort.annotation.readers import (
     read_mask,
     read_structures,
 )
-from liverdis.cohort.ct import SliceHeader, read_headers, read_hu, read_slice, sort_slices, write_slice
+from liverdis.cohort.ct import (
+    SliceHeader,
+    read_headers,
+    read_hu,
+    read_slice,
+    sort_slices,
+    volume_headers,
+    write_slice,
+)
 from liverdis.cohort.manifest import file_checksum, save_manifest
 from liverdis.cohort.roi import load_rois
 from liverdis.cohort.scan import scan_folder
@@ -521,6 +529,17 @@ def test_nifti_that_lies_nowhere_or_elsewhere(drawn, tmp_path):
         assert 'lies elsewhere' in one_line(read_structures, [tmp_path / 'far.nii'], 'nifti', slices)
     nib.Nifti1Image(values.astype(np.uint8), None).to_filename(tmp_path / 'bare.nii')
     assert 'where it lies' in one_line(read_structures, [tmp_path / 'bare.nii'], 'nifti', slices)
+
+
+@pytest.mark.parametrize('signs', [(1, 1, 1), (-1, -1, 1)])
+def test_a_mask_whose_affine_was_lost_is_refused(drawn, tmp_path, signs):
+    _, slices, mask = drawn
+    affine, path = np.diag([*signs, 1.0]), tmp_path / 'm.nii'
+    nib.Nifti1Image(mask.astype(np.uint8).transpose(2, 1, 0), affine).to_filename(path)
+    assert 'its affine was lost; save it with the CT' in one_line(read_structures, [path], 'nifti', slices)
+    nib.Nifti1Image(np.zeros(mask.shape[::-1], np.int16), affine).to_filename(tmp_path / 'ct.nii')
+    (found,) = read_structures([path], 'nifti', volume_headers(tmp_path / 'ct.nii'))  # of 1 mm from 0, as the mask
+    assert sum(m.sum() for m in found.masks.values()) == mask.sum()
 
 
 H = 'lesion,image,row_min,row_max,col_min,col_max\n'

@@ -14,16 +14,18 @@ from pydantic import ValidationError
 from liverdis.cohort.manifest import load_manifest, save_manifest
 from liverdis.cohort.phantom.cohort import phantom_in, write_phantom
 from liverdis.core import CLASSES, InputError
-from liverdis.method.arms import ARMS, load_arms
+from liverdis.method.arms import ARMS, GENERATORS, load_arms
 from liverdis.method.mixture import mixing_proportions
 from liverdis.method.vae import ConditionalVAE
 from liverdis.settings import preset, settings_from_dict
 from liverdis.study.evaluate import PREDICTION_COLUMNS, calibration, confusion, read_predictions, reliability
 from liverdis.study.experiment import Job, reproduce, run_tasks
-from liverdis.study.run import Task, fold_table, start_run
+from liverdis.study.run import Run, Task, fold_table, start_run, task_key
 from liverdis.study.studies import load_study, variants
 from liverdis.use import cli
+from liverdis.use.predict import _folds
 from liverdis.use.retrieval import unlike
+from liverdis.use.trained import open_fold
 
 SMOKE = preset("smoke")
 
@@ -47,6 +49,59 @@ def test_folds_of_other_cases_are_refused(cohort, tmp_path, change, said):
     with pytest.raises(InputError, match=said):
         start_run(tmp_path / "run", cohort, SMOKE, folds=change(fold_table(cohort, SMOKE, 1)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    "Even if it can be read as well as before"
+    cohort = write_phantom(tmp_path / "phantom", {"cyst": 6, "metastasis": 6}, seed=1)
+    path = cohort.root / cohort.df.image_path[0]
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1  # a pixel is one grey value off
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=cohort.df.case_id[0]):
+        start_run(tmp_path / "run", cohort, SMOKE)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def run(cohort, tmp_path_factory):
+    "Two repeats whose encoders are finished, though not trained"
+    run = start_run(tmp_path_factory.mktemp("run"), cohort, SMOKE, repeats=2)
+    networks = {
+        "disentangle": GENERATORS["disentangle"].network(SMOKE),
+        "swap_classifier": ARMS["baseline"].model(SMOKE),
+    }
+    for task in run.tasks_of(*networks):
+        run.finish(task, {"task": {"kind": task.kind}, "classes": SMOKE.classes}, networks[task.kind])
+    return run
+
+
+@pytest.mark.parametrize("repeat", [0, 1])
+@pytest.mark.parametrize("fold", [1, 2])
+def test_an_opened_fold_has_the_parts_of_this_fold_and_repeat(run, repeat, fold):
+    assert open_fold(run.folder, fold, repeat).cases.part.equals(run.cases(repeat)[f"fold_{fold}"])
+
+
+def test_every_fold_of_the_first_repeat_explains(run):
+    folds = range(1, run.info["n_folds"] + 1)
+    assert [fold.task for fold in _folds(run)] == [Task(0, fold, "disentangle") for fold in folds]
+
+
+@pytest.mark.parametrize(
+    "fact, value",
+    [
+        ("data_checksum", "other"),
+        ("folds_sha256", {"0": "other"}),
+        ("device", "other"),
+        ("versions", "other"),
+        ("git_revision", "other"),
+    ],
+)
+def test_a_task_of_other_data_or_programs_is_not_taken_over(run, fact, value):
+    other, task = Run(run.folder), Task(0, 1, "baseline")
+    assert task_key(other, task) == task_key(run, task)
+    other.info = {**run.info, fact: value}
+    assert task_key(other, task) != task_key(run, task)
 
 
 def test_twelve_lesions_of_two_classes_are_enough(tmp_path):
@@ -158,7 +213,7 @@ def test_oracle_that_is_none(cohort, tmp_path):
 def test_weights_that_are_gone(cohort, tmp_path):
     run = start_run(tmp_path / "run", cohort, SMOKE)
     run.record_file(task := Task(0, 1, "baseline")).parent.mkdir()
-    run.record_file(task).write_text("{}")
+    run.record_file(task).write_text(json.dumps({"task": {"kind": task.kind}, "classes": run.settings.classes}))
     assert Job(run, task).done
     with pytest.raises(InputError, match="r0_f1_baseline.safetensors: is missing"):
         run.network(task)

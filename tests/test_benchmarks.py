@@ -19,7 +19,7 @@ from benchmarks.steps import bench_steps, reference_networks, synthesis_shares, 
 from benchmarks.timing import Measured, in_fresh_process, in_turn, seconds_of
 from benchmarks.variants import apart, interleaved, shuffled, transposed
 from liverdis.method.disentangle import Disentangler
-from liverdis.method.models import UpConv2d, classifier, encoder
+from liverdis.method.models import Classifier, Encoder, UpConv2d
 from liverdis.settings import preset
 
 
@@ -59,7 +59,7 @@ def test_plain_loop_and_ours_train_alike():
     "Five steps of phase 2 in double precision: same weights, images and dropout, so the same images afterwards"
     s = preset("demo")
     torch.manual_seed(0)
-    net = Disentangler(encoder(s), classifier(s), s).double()
+    net = Disentangler(Encoder.of(s), Classifier.of(s), s).double()
     plain = reference_networks(net)
     assert not any(isinstance(m, UpConv2d) for m in plain.modules())
     x = torch.rand(8, 1, 64, 64).double()

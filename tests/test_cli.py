@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -24,7 +25,7 @@ from liverdis.settings import preset
 from liverdis.use import cli
 from liverdis.use.cli import app
 from liverdis.use.predict import Explanation, annotation_kind, as_json, classify
-from liverdis.use.structured_report import write_structured_report
+from liverdis.use.structured_report import _measurements, _region, write_structured_report
 
 ROW = 3  # the spoiled row as a spreadsheet counts, header included
 
@@ -220,6 +221,18 @@ def test_one_of_several_lesions_is_asked_for_and_reported(cohort, tmp_path, way)
     assert (polygon2mask(small.shape, group.roi.value[:, ::-1] - 0.5) == small).all()
 
 
+def test_numbers_of_a_structured_report_are_what_it_calls_them():
+    said = {m.derivation.meaning: m.value for m in _measurements(pd.DataFrame({"cyst": [0.1, 0.4, 0.4]}))}
+    assert said == {"Mean": pytest.approx(0.3), "Minimum": 0.1, "Maximum": 0.4}
+
+
+def test_a_structured_report_counts_frames_from_one(cohort):
+    ds = pydicom.dcmread(cohort / load_manifest(cohort / "manifest.csv").df.image_path[0])
+    ds.SOPClassUID, ds.NumberOfFrames = pydicom.uid.EnhancedCTImageStorage, 3
+    (source,) = _region(ds, np.array([[1.0, 1], [9, 1], [9, 9], [1, 1]]), 0).ContentSequence
+    assert source.referenced_frame_numbers == [1]
+
+
 @pytest.fixture
 def lesion(cohort, tmp_path):
     "A CT slice of the cohort, and its outline as a mask in DICOM, a picture and a table of one box"
@@ -269,7 +282,7 @@ def test_predict_passes_on_what_the_readers_note(lesion, capsys):
     assert p.notes == ("images derived from others, not as the scanner made them",)
     p = a_prediction(lesion / "ct.dcm", lesion / "boxes.csv", "a")
     assert as_json(p)["notes"] == ["a box, no outline"]
-    cli._say_prediction(p, Explanation(None, None, None, None), "own", "")
+    cli._say_prediction(p, Explanation(None, None), "own", "")
     assert "note: a box, no outline" in capsys.readouterr().out
 
 
@@ -298,3 +311,20 @@ def test_a_damaged_outline_is_refused_in_one_line(tmp_path):
         file.write(b"no such data" * 9)
     with pytest.raises(InputError, match="outline.dcm"):
         annotation_kind(path)
+
+
+def test_a_line_for_a_patient_who_is_not_here(tmp_path):
+    "It is told from a line for a structure that is not here; no sentence ends in an empty list"
+    rules = (("seg:3", "cyst", "P01"), ("seg:4", "cyst", "*"), ("seg:4", "cyst", "P1"))
+    called = [("0a1b", "P1", "P1/ct", "P1", "ct"), ("2c3d", "P2", "ct"), ("4e5f", ".", "Roe")]
+    names = {f"s-{k}": f"seg:{k}" for k in (1, 2, 3)}
+    result = SimpleNamespace(unmatched=rules, shared={}, names=names, patients=called)
+    said = list(cli._odd_rules(result))
+    assert said[0].endswith("fits no patient: none is called P01; the first ones here are P1, P2, Roe")
+    assert all(line.endswith("fits no structure; the first ones here are seg:1, seg:2, seg:3") for line in said[1:])
+    nothing = SimpleNamespace(unmatched=rules, shared={}, names={}, patients=[])
+    assert [line.split("fits ")[1] for line in cli._odd_rules(nothing)] == [
+        "no patient: none is called P01",
+        "no structure",
+        "no patient: none is called P1",
+    ]

@@ -20,7 +20,7 @@ from liverdis.study.comparison import (
     summary,
 )
 from liverdis.study.evaluate import PREDICTION_COLUMNS, PROBABILITIES, check_predictions, read_predictions
-from liverdis.study.report import comparison
+from liverdis.study.report import comparisons
 
 RESULTS = Path(__file__).parent.parent / "nbs" / "results"
 
@@ -56,7 +56,7 @@ def test_five_patients_of_many_slices_give_no_verdict():
     assert all(np.isnan(v) for k, v in row.items() if k.startswith(("p_", "low", "high", "patients")))
     assert compare(df, "baseline").verdict["proposed"] == TOO_FEW
     results = {"summary": summary(df)}
-    text = comparison(results)
+    text = " ".join(comparisons(results))
     assert "no verdict" in text and "better" not in text and "p =" not in text
     json.dumps(results, allow_nan=False)
 
@@ -78,7 +78,7 @@ def test_a_large_difference_of_many_patients_is_a_verdict():
     df = cohort(60, 4, lambda patient, arm, rng: 0.95 if arm == "proposed" else 0.5)
     table = pd.concat([df.assign(repeat=r) for r in range(3)])
     assert compare(table, "baseline").verdict["proposed"] == BETTER
-    assert "proposed is better here" in comparison({"summary": summary(table)})
+    assert "proposed is better here" in " ".join(comparisons({"summary": summary(table)}))
 
 
 def test_a_table_of_two_classes_and_one_arm():
@@ -86,7 +86,7 @@ def test_a_table_of_two_classes_and_one_arm():
     df = df[df.label.isin(("cyst", "healthy")) & (df.arm == "baseline")]
     df = df.assign(predicted=df.label, p_cyst=(df.label == "cyst") * 1.0, p_healthy=(df.label == "healthy") * 1.0)
     s = summary(df.drop(columns=[p for p in PROBABILITIES if p not in ("p_cyst", "p_healthy")]))
-    assert s["classes"] == ["cyst", "healthy"] and s["comparisons"] == {} and comparison({"summary": s}) == ""
+    assert s["classes"] == ["cyst", "healthy"] and s["comparisons"] == {} and comparisons({"summary": s}) == []
     assert s["arms"]["baseline"]["confusion"] == [[30, 0], [0, 30]] and s["arms"]["baseline"]["brier"] == 0
 
 

@@ -303,6 +303,20 @@ def test_from_a_template_to_a_cohort(tmp_path):
     )
 
 
+def test_what_is_used_in_doubt_is_not_called_left_out(tmp_path):
+    for k in ('0012', '12'):
+        write_example(tmp_path / 'src' / k, 'Doe^Jane', k, int(k), [(6, 62, 46, 9)])
+        for f in (tmp_path / 'src' / k / 'PATIENT_DICOM').iterdir():
+            ds = pydicom.dcmread(f)
+            ds.PatientBirthDate = '19570713'
+            ds.save_as(f)
+    (tmp_path / 'src/letter.txt').write_text('Thank you')
+    (tmp_path / 'labels.csv').write_text('name,label\nlivertumor,cyst\n')
+    r = called('ingest', 'src', '--out', 'out', '--labels', 'labels.csv', '--jobs', 1, cwd=tmp_path)
+    assert r.exit_code == 0 and 'in doubt: has the PatientName' in r.stdout
+    assert 'left out: 1 x document' in r.stdout and 'left out: has' not in r.stdout
+
+
 def test_a_line_of_the_page_can_be_pasted(tmp_path):
     write_example(tmp_path / 'src', 'Doe^Jane', 'MRN-4711', 1, [(6, 62, 46, 9)])
     ingest(tmp_path / 'src', tmp_path / 'out')

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from liverdis.cohort.case_files import IngestOptions
-from liverdis.cohort.ct import read_headers, read_series, read_slice, sort_slices
+from liverdis.cohort.ct import read_headers, read_series, read_slice, sort_slices, write_slice
 from liverdis.cohort.deidentify import load_key
 from liverdis.cohort.example import write_example
 from liverdis.cohort.ingest import ingest
@@ -333,6 +333,18 @@ def test_padding_is_air_in_the_cohort(tmp_path):
             read_slice(tmp_path / 'out' / row.image_path).hu,
         )
         assert stored.min() == -2000 and hu.min() == -1024
+
+
+def test_a_slice_without_orientation(tmp_path):
+    "It has a position, which says nothing without the direction of its rows and columns"
+    (tmp_path / 'src').mkdir()
+    hu = np.random.default_rng(0).normal(60, 10, (64, 64)) - 1000 * (np.indices((64, 64))[0] < 8)
+    write_slice(tmp_path / 'src/ct.dcm', hu, ImageOrientationPatient=None)
+    box = 'lesion,image,row_min,col_min,row_max,col_max,label\na,ct.dcm,20,20,40,44,cyst\n'
+    (tmp_path / 'src/boxes.csv').write_text(box)
+    ingest(tmp_path / 'src', tmp_path / 'out')
+    (case,) = measured(tmp_path / 'out').itertuples()
+    assert case.diameter_mm == 25 and case.volume_ml == pytest.approx(21 * 25 / 1000)
 
 
 # images

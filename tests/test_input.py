@@ -14,7 +14,7 @@ from liverdis.cohort import ct
 from liverdis.cohort.annotation.readers import read_mask
 from liverdis.cohort.ct import AIR, read_series, read_slice, write_slice
 from liverdis.cohort.folds import make_folds
-from liverdis.cohort.healthy import GAP_MM, near_lesions, place_healthy
+from liverdis.cohort.healthy import GAP_MM, Liver, OutlinedPlane, _Square, near_lesions, place_healthy
 from liverdis.cohort.labels import LabelRules, Named, load_labels, shared_names, write_labels
 from liverdis.cohort.manifest import MANIFEST_COLUMNS, file_checksum, load_manifest, save_manifest, verify_files
 from liverdis.cohort.roi import Box, bounding_box, crop, extract_roi, lesion_box, load_rois
@@ -282,16 +282,9 @@ def test_every_cut_of_a_file_is_one_line(cohort, tmp_path):
 
 def test_all_lesions_of_a_cohort(cohort, tmp_path):
     m = save_manifest(cohort, tmp_path / 'm.csv')
-    seen = []
-
-    def progress(rows):
-        for row in rows:
-            seen.append(row.case_id)
-            yield row
-
-    rois = load_rois(m, 0.25, 32, progress=progress)
-    assert rois.shape == (3, 1, 32, 32) and rois.dtype == np.float32 and seen == ['c0', 'c1', 'c2']
-    assert np.array_equal(rois[0, 0], extract_roi(m.df.iloc[0], tmp_path, 0.25, 32))
+    rois = load_rois(m, 0.25, 32)
+    assert rois.shape == (3, 1, 32, 32) and rois.dtype == np.float32 and list(m.df.case_id) == ['c0', 'c1', 'c2']
+    assert np.array_equal(rois[:, 0], [extract_roi(row, tmp_path, 0.25, 32) for row in m.df.itertuples()])
     Image.fromarray(np.zeros((64, 64), bool)).save(tmp_path / 'lesion.png')
     message = one_line(load_rois, m, 0.25, 32)
     assert 'm.csv row 2 (case c0)' in message and 'empty' in message
@@ -314,18 +307,32 @@ def test_crop_stays_in_the_range_of_its_input(box):
 def test_healthy_squares_lie_in_the_liver_and_apart(spacing):
     y, x = np.mgrid[:200, :240]
     liver = {k: ((y - 100) / 80) ** 2 + ((x - 120) / (60 + 5 * k)) ** 2 < 1 for k in range(8)}
-    lesions = {3: (y - 100) ** 2 + (x - 100) ** 2 < 15**2}
     z = [5.0 * k for k in range(8)]
-    where = liver, lesions, z, spacing, [12, 25], 20, 0.25
+    lesions = [OutlinedPlane(z[3], (y - 100) ** 2 + (x - 100) ** 2 < 15**2)]
+    where = Liver(liver, lesions, z, spacing), [12, 25], 20, 0.25
     placed, missed, _ = place_healthy(*where, np.random.default_rng(0))
     again = place_healthy(*where, np.random.default_rng(0))
     assert (placed, missed) == again[:2] and len(placed) + len(missed) == 20 and len(placed) > 4
     used = {k: np.zeros(y.shape, int) for k in liver}
     for rank, at in placed:
-        near = near_lesions(lesions, z, rank, GAP_MM, spacing)
+        near = near_lesions(lesions, z[rank], GAP_MM, spacing)
         assert liver[rank][at].all() and (near is None or not near[at].any())
         used[rank][at] += 1
     assert max(u.max() for u in used.values()) == 1
+
+
+def test_near_a_lesion_is_within_ten_mm_however_long_a_pixel_is():
+    lesion = np.zeros((41, 41), bool)
+    lesion[20, 20] = True
+    rows, cols = np.nonzero(near_lesions([OutlinedPlane(0.0, lesion)], 0.0, GAP_MM, (2.0, 1.0)))
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == (15, 25, 10, 30)
+
+
+def test_squares_share_tissue_as_far_across_slices_as_they_are_long():
+    "Ten rows are 20 mm"
+    square = _Square(10.0, 0, Box(0, 0, 10, 2.0), 10)
+    liver = Liver({}, [], [0.0, 15.0, 25.0], (2.0, 1.0))
+    assert liver.overlapping([square], 1, 10) == [square.box] and liver.overlapping([square], 2, 10) == []
 
 
 # real CT

@@ -21,12 +21,26 @@ from liverdis.cohort.ct import volume_headers, write_slice
 from liverdis.core import CLASSES
 from liverdis.method.arms import ARMS, GENERATORS, ArmFold
 from liverdis.method.data import RandomAffine, dataloaders, load_split, phantom_fold, to_roi
-from liverdis.method.disentangle import chance_entropy, classifier_learner, disentangle_learner, encode
+from liverdis.method.disentangle import (
+    chance_entropy,
+    classifier_learner,
+    disentangle_learner,
+    encode,
+    mean_and_spread,
+)
 from liverdis.method.mixture import CodeBank, MixtureLabels, ProportionSampler, SyntheticImages
-from liverdis.method.variants import AgreeingMixtures, ResidualMixtures, SplitStatistics
+from liverdis.method.vae import ConditionalVAE
+from liverdis.method.variants import (
+    AgreeingMixtures,
+    RandomMixtures,
+    ResidualMixtures,
+    SplitStatistics,
+    extrapolated_codes,
+    mixed_codes,
+)
 from liverdis.settings import preset
 from liverdis.study import experiment
-from liverdis.study.codes import majority_accuracy, pca_mse, real_or_decoded
+from liverdis.study.codes import majority_accuracy, mean_ssim, pca_mse, real_or_decoded
 from liverdis.study.comparison import (
     BETTER,
     NOT_SHOWN,
@@ -38,10 +52,21 @@ from liverdis.study.comparison import (
     fold_differences,
 )
 from liverdis.study.evaluate import PREDICTION_COLUMNS, calibration, confusion, draw_confusion
-from liverdis.study.experiment import _bank_swaps, _Codes, _leakage, _measure, _prediction_rows, _swaps
+from liverdis.study.experiment import _bank_swaps, _Codes, _Images, _leakage, _measure, _prediction_rows, _swaps
+from liverdis.study.guards import adversary_warnings, balance_warnings
 from liverdis.study.run import Task
 from liverdis.study.training import resumable_fit, seed_all
-from liverdis.use.predict import Prediction, _nearest, classify
+from liverdis.use import predict
+from liverdis.use.predict import (
+    Explanation,
+    Neighbours,
+    Prediction,
+    _nearest,
+    as_json,
+    classify,
+    explain,
+    notice,
+)
 
 S = preset("smoke")
 TWO = preset("smoke", classes=("metastasis", "healthy"))
@@ -156,7 +181,7 @@ def fake(decode):
 def test_a_swap_is_seen_as_the_class_of_c_if_that_is_what_is_decoded():
     codes = _Codes(ONE_HOT, ONE_HOT, Y)
     for decode, to_code in ((lambda c, r: c, 1), (lambda c, r: r, 0)):
-        found = _swaps(*fake(decode), ONE_HOT, codes, 0, "swap", "judge")
+        found = _swaps(*fake(decode), _Images(ONE_HOT, ONE_HOT), codes, 0, "swap", "judge")
         assert (found["swap_to_code"], found["swap_to_image"]) == (to_code, 1 - to_code)
         assert _bank_swaps(*fake(decode), codes, codes, 0) == to_code
 
@@ -210,6 +235,28 @@ def test_an_image_and_what_was_decoded_from_it_are_judged_together():
     assert len(folds) == 5 and not any(set(train % 13) & set(test % 13) for train, test in folds)
 
 
+def test_pca_knows_the_training_images_alone():
+    "They differ in their first pixel, so that all others of an unseen image are lost"
+    train, test = torch.zeros(20, 1, 4, 4), torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    train[:, 0, 0, 0] = torch.arange(20.0)
+    lost = (test**2).flatten(1)[:, 1:].sum(1).mean() / 16
+    assert pca_mse(train, test, 1) == pytest.approx(float(lost), rel=1e-4)
+
+
+def test_grey_values_of_similarity_go_from_0_to_1():
+    "To a wider range, an image and its negative would be alike"
+    x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert mean_ssim(1 - x, x) < -0.5
+
+
+def test_where_warnings_about_phase_2_begin():
+    labels = [0] * 40 + [1] * 60  # guessing gives 0.6, and three standard errors above it are 0.747
+    warned = lambda accuracy: bool(adversary_warnings([{"train_adv_acc": accuracy}], labels))
+    assert warned(0.74) and not warned(0.76)
+    history = [{"train_mse": error, "train_adv_loss": 1.0} for error in (1.0, 0.001)]  # the last epoch counts
+    assert balance_warnings(history, -0.11) and not balance_warnings(history, -0.09)
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +302,48 @@ def test_settings_decide_how_long_and_which_epoch(tmp_path, kind, change, how):
     with patch.object(experiment, "resumable_fit") as fit:
         experiment._fit(run, Task(0, 1, kind), None, 0)
     assert fit.call_args.kwargs == how
+
+
+@pytest.mark.parametrize(
+    "kind, phase",
+    [("baseline", "classifier"), ("disentangle", "disentangle"), ("sharp", "disentangle"), ("vae", "disentangle")],
+)
+def test_every_kind_of_task_has_its_epochs_and_rate(tmp_path, kind, phase):
+    s = replace(S, classifier_epochs=3, disentangle_epochs=5, classifier_lr=0.01, disentangle_lr=0.02)
+    with patch.object(experiment, "resumable_fit") as fit:
+        experiment._fit(SimpleNamespace(settings=s, folder=tmp_path), Task(0, 1, kind), None, 7)
+    _, epochs, lr, _, seed = fit.call_args.args
+    assert (epochs, lr, seed) == (getattr(s, f"{phase}_epochs"), getattr(s, f"{phase}_lr"), 7)
+
+
+@pytest.mark.parametrize("kind, rate", [("disentangle", S.dropout), ("sharp", 0.0)])
+def test_sharp_is_trained_without_dropout(parts, kind, rate):
+    run = SimpleNamespace(settings=S, network=lambda task: ARMS["baseline"].model(S))
+    fold = SimpleNamespace(dataloaders=parts[0], device="cpu")
+    layers = experiment._learner(run, Task(0, 1, kind), fold, 0).model.modules()
+    assert {m.p for m in layers if isinstance(m, nn.Dropout)} == {rate} and S.dropout > 0
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_c_is_standardised_if_that_is_asked_for(parts, asked):
+    s = replace(S, standardise=asked)
+    net = disentangle_learner(parts[0](s), ARMS["baseline"].model(s), s).model
+    untouched = bool((net.code_mean == 0).all() and (net.code_scale == 1).all())
+    assert untouched != asked
+
+
+def test_a_code_that_hardly_varies_is_divided_by_a_tenth_of_the_average_spread():
+    _, spread = mean_and_spread(torch.tensor([[-1.0, -0.5, 0.0], [1.0, 0.5, 0.0]]))
+    assert spread.tolist() == pytest.approx([2**0.5, 2**-0.5, 0.05 * 2**0.5])
+
+
+def test_latents_of_the_vae_have_the_spread_that_its_encoder_says():
+    vae, drawn = ConditionalVAE(S).train(), []
+    vae.encode = lambda x, y: (torch.zeros(4000, S.code_size), torch.full((4000, S.code_size), float(np.log(4))))
+    vae.decode = lambda y, z: drawn.append(z)
+    torch.manual_seed(0)
+    vae(None, None)
+    assert drawn[0].std() == pytest.approx(2, abs=0.05)
 
 
 def test_phase_2_is_paid_for_hiding_the_class(fold):
@@ -341,7 +430,11 @@ def test_no_two_arms_train_on_the_same(fold):
 def test_arms_of_mixtures_are_what_they_are_called(fold):
     learn = {name: ARMS[name].learner(fold) for name in ARMS if name.startswith(("proposed", "mixture"))}
     m = {name: cb for name, one in learn.items() for cb in one.cbs if isinstance(cb, MixtureLabels)}
-    odd = {"mixture-residual": ResidualMixtures, "mixture-agreed": AgreeingMixtures}
+    odd = {
+        "mixture-random": RandomMixtures,
+        "mixture-residual": ResidualMixtures,
+        "mixture-agreed": AgreeingMixtures,
+    }
     assert {name: type(cb) for name, cb in m.items()} == {name: odd.get(name, MixtureLabels) for name in learn}
     assert m["mixture-stop"].until == 0.75 and m["mixture-nearest"].others == 1
     assert m["mixture-own"].sampler.favour == m["proposed-plus"].sampler.favour == 1
@@ -373,6 +466,40 @@ class _All(Callback):
 
     def before_batch(self):
         self.images.append(self.x.as_subclass(torch.Tensor).flatten(1).clone())
+
+
+def test_synthetic_images_end_when_the_settings_say(parts):
+    made = SyntheticImages(lambda x, y: (x, F.one_hot(y, K).float()), until=0.5)
+    learn = classifier_learner(parts[0](S), S, cbs=[made, seen := _All()])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 1e-3)
+    half = len(seen.images) // 2
+    assert [len(x) for x in seen.images] == [2 * S.batch_size] * half + [S.batch_size] * half
+
+
+def test_a_code_is_extrapolated_away_from_the_nearest_of_its_class():
+    codes, y = torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([0, 0, 1])
+    assert extrapolated_codes(2)(codes, y)[0].tolist() == [[-0.5], [1.5], [9.0]]
+
+
+def test_codes_are_mixed_by_share_and_learn_as_far_as_they_are_a_cases_own():
+    sampler = ProportionSampler(1.0, 2)
+    sampler.drawn = torch.tensor([[0.25, 0.75, 0.0], [0.75, 0.25, 0.0]])  # the last column is not used
+    codes = torch.eye(2, requires_grad=True)
+    mixed, shares = mixed_codes(sampler, 1)(codes, torch.tensor([0, 1]))
+    assert mixed.tolist() == shares.tolist() == [[0.25, 0.75], [0.75, 0.25]]
+    mixed[0].sum().backward()
+    assert codes.grad.tolist() == [[0.25, 0.25], [0.0, 0.0]]
+
+
+def test_classes_are_weighed_by_the_training_part(parts):
+    "Six cysts and three of each other class; in the validation part it is the other way round"
+    _, rois, cases = parts
+    n_train = np.where(cases.label == "cyst", 6, 3)
+    roles = np.where(cases.groupby("label").cumcount() < n_train, "train", "valid")
+    fold = ArmFold(S, 0, lambda s: dataloaders(rois, cases.label, roles, s), None)
+    weights = ARMS["balanced-loss"].learner(fold).class_weights.weights
+    assert dict(zip(S.classes, weights.tolist())) == {c: 0.625 if c == "cyst" else 1.25 for c in S.classes}
 
 
 def test_no_view_is_shown_twice(fold):
@@ -422,6 +549,17 @@ def test_prediction_is_the_mean_of_its_classifiers():
     assert p.predicted == "healthy"
 
 
+def test_random_partners_are_of_their_class():
+    codes, y = torch.arange(12.0)[:, None], torch.arange(12) % 3
+    bank = CodeBank(codes, y, 4)
+    torch.manual_seed(0)
+    drawn = torch.stack([bank.random_per_class(codes, y) for _ in range(40)])[..., 0]  # draw, query, class
+    assert torch.equal(drawn[:, torch.arange(12), y], codes[:, 0].expand(40, 12)) and drawn[..., 3].isinf().all()
+    for k in range(3):
+        others = drawn[:, y != k, k]
+        assert set(others.flatten().tolist()) == set(codes[y == k].flatten().tolist())
+
+
 def test_neighbours_are_training_cases_by_standardised_codes():
     "Codes are twice the grey value; a case of the validation part is nearer, and not asked"
     c = np.array([[0.0], [1.0], [2.0], [0.4]])
@@ -433,8 +571,38 @@ def test_neighbours_are_training_cases_by_standardised_codes():
         standardise=lambda c, r: {"c": 2 * c, "r": r},
         cases=pd.DataFrame({"case_id": list("abcv"), "label": "cyst"}),
     )
-    found = _nearest([fold], torch.full((1, 2, 2), 0.4), 1)
-    assert found.case_id.tolist() == ["b"] and found.distance.iloc[0] == pytest.approx(0.2)
+    found = _nearest([fold], torch.full((1, 2, 2), 0.4))
+    assert found.case_id.tolist() == ["b", "a", "c"] and found.distance.iloc[0] == pytest.approx(0.2)
+
+
+NEAR = pd.DataFrame({"case_id": ["a", "b"], "label": "cyst", "folds": 3, "distance": 0.1}, index=[4, 2])
+
+
+@pytest.mark.parametrize("c, word, n", [(2.0, "UNLIKE", 2), (0.9, "not unlike", 0)])
+def test_a_reader_is_warned_of_a_lesion_that_most_folds_find_far(c, word, n):
+    e = Explanation(None, Neighbours(NEAR, None, pd.DataFrame({"c": [c, c, 0.5], "r": 0.5}, index=[1, 2, 3])))
+    assert notice(e).startswith(f"{word} the training lesions ({n} of 3 folds find it far; ")
+    assert f" {c:.1f} in c, 0.5 in r" in notice(e)
+    p = Prediction(pd.DataFrame([[0.8, 0.2]], ["a"], ["cyst", "healthy"]), *[None] * 5)
+    assert as_json(p, e)["unlike_training"] is (n > 0)
+
+
+def test_an_explanation_is_of_these_lesions_and_of_the_predicted_class():
+    run = SimpleNamespace(settings=S, network=lambda task: None)
+    fold = SimpleNamespace(images=torch.arange(6.0).view(6, 1, 1, 1), task=Task(0, 1, "disentangle"))
+    p, explained = SimpleNamespace(predicted="hemangioma", roi=torch.zeros(1, 2, 2)), []
+    with patch.multiple(
+        predict,
+        Run=lambda folder: run,
+        _folds=lambda run: [fold],
+        _tasks=lambda run, arm: [Task(0, 1, arm)],
+        _nearest=lambda folds, roi: NEAR,
+        unlike=lambda fold, images: pd.DataFrame({"c": [0.5], "r": [0.5]}),
+        find_spec=lambda name: True,
+        occlusion=lambda net, roi, k: explained.append(S.classes[k]) or np.zeros((2, 2)),
+    ):
+        e = explain("run", p)
+    assert e.neighbours.images.flatten().tolist() == [4, 2] and explained == ["hemangioma"]
 
 
 def test_probabilities_of_a_cohort_of_two_classes_keep_their_names():
@@ -464,3 +632,19 @@ def test_a_prediction_with_two_classes_and_pixels_that_are_not_square(tmp_path):
     longest = max(0.8 * np.ptp(np.flatnonzero(mask.any(1))) + 0.8, 0.6 * np.ptp(np.flatnonzero(mask.any(0))) + 0.6)
     sides = 0.8 * p.box.side, 0.6 * p.box.width
     np.testing.assert_allclose(sides, (1 + 2 * TWO.margin) * longest)
+
+
+class _Mode(nn.Module):
+    "Is sure of the first class in training mode, and of none in evaluation mode"
+
+    def forward(self, x):
+        return torch.tensor([[9.0 * self.training, 0, 0, 0]])
+
+
+def test_networks_that_classify_are_in_evaluation_mode(tmp_path):
+    mask = np.zeros((40, 40), bool)
+    mask[10:30, 10:30] = True
+    write_slice(tmp_path / "ct.dcm", np.random.default_rng(0).normal(90, 20, mask.shape), (0.8, 0.8))
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    p = classify({"net": _Mode().train()}, S, tmp_path / "ct.dcm", tmp_path / "mask.png")
+    assert set(p.mean) == {0.25}

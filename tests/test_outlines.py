@@ -181,9 +181,9 @@ def test_volume_where_the_distance_of_slices_changes(tmp_path):
     assert case.volume_ml == pytest.approx(true_ml, rel=0.01) and 'slices lie 1.25 to 5 mm apart' in case.notes
 
 
-@pytest.mark.parametrize('layout', ['{p}/{s}/ct/{p}_{s}_ct', '{p}/{p}_{s}', '{p}_{s}', 'volume-{i}'])
+@pytest.mark.parametrize('layout', ['{p}/{p}_{s}', '{p}_{s}', 'volume-{i}'])
 def test_sessions_of_one_person_are_told(tmp_path, layout):
-    "They count as patients, since a name proves nothing; plain numbers are not sessions"
+    "In names of files they count as patients, since a name proves nothing; plain numbers are not sessions"
     affine = np.diag([-PIXEL_MM, -PIXEL_MM, STEP_MM, 1.0])
     names = [(f'sub-0{p}', f'ses-{s}') for p in (1, 2) for s in (1, 2)]
     for i, (p, s) in enumerate(names):
@@ -379,6 +379,29 @@ def test_squares_keep_away_from_what_another_series_shows(source, frame):
         assert (mine.col_min - 27).item() * PIXEL_MM > GAP_MM
     else:
         assert len(mine) == 0 and len(reasons) == 1 and 'another frame of reference' in reasons[0]
+
+
+@pytest.mark.parametrize('how', ['box', 'tumor', 'unlabelled', 'vessels'])
+@pytest.mark.parametrize('elsewhere', [False, True])
+def test_squares_keep_away_above_and_below_a_single_outline(source, how, elsewhere):
+    "One of 19 mm reaches half of that up and down, on its own series and on another one of the same space"
+    anna = source / 'anna'
+    (anna / 'tumor.nii.gz').unlink()
+    (anna / 'liver.nii.gz').rename(anna / 'ct/liver.nii.gz')
+    ct(folder := anna / ('key' if elsewhere else 'ct'), 'A', '1.3.9' if elsewhere else '1.3.1')
+    if how == 'box':
+        (folder / 'boxes.csv').write_text(BOX.replace('20,32,20,32', '20,43,20,43') + 'cyst')
+    else:
+        nifti(folder / f'{how}.nii.gz', box((20, 44), (20, 44), (6, 7)))
+    ct(source / 'berta/ct', 'B', '1.3.2')
+    nifti(source / 'berta/tumor.nii.gz', box((20, 26), (20, 26), (5, 9)))  # lends its size
+    squares, _ = healthy(source, LabelRules((*TUMOUR.rules, ('vessels', 'avoid', '*'))), n=30)
+    beyond = (STEP_MM * (squares.slice_index - 6).abs() - 12 * PIXEL_MM).clip(0)
+    sides = (
+        pd.concat([20 - squares[f'{x}_max'], squares[f'{x}_min'] - 43], axis=1).max(axis=1) for x in ('row', 'col')
+    )
+    beside = [PIXEL_MM * side.clip(0) for side in sides]
+    assert len(squares) and (np.hypot(np.hypot(*beside), beyond) > GAP_MM).all()
 
 
 @pytest.mark.parametrize('named', [True, False])

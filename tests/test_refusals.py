@@ -28,7 +28,7 @@ def rows():
     cells = json.loads(PAGE.read_text(encoding="utf-8"))["cells"]
     outputs = [o for c in cells for o in c.get("outputs", [])]
     text = "".join("".join(o.get("data", {}).get("text/markdown", "")) + "\n" for o in outputs)
-    found = re.findall(r"^\| (.+) \| (error|left out|skipped|note) \| `[\w.]+` \|$", text, re.M)
+    found = re.findall(r"^\| (.+) \| (error|left out|skipped|in doubt|note) \| `[\w.]+` \|$", text, re.M)
     patterns = [re.sub("‹[^›]*›", ".*", re.escape(said.replace("\\|", "|"))) for said, _ in found]
     return list(zip(patterns, (kind for _, kind in found)))
 

@@ -154,16 +154,6 @@ def test_a_private_table_of_somebody_elses(made, tmp_path):
     assert (tmp_path / 'out.private.csv').read_text() == 'item,price\nbread,2\n'
 
 
-def test_a_cohort_of_an_earlier_version(made, cohort):
-    "It stays as it is, and the line says how to go on; patients keep their ids"
-    (cohort / 'cohort.json').unlink()
-    before = contents(cohort)
-    said = refusal(again, made, cohort)
-    assert 'earlier version' in said and f'{cohort}.key unless' in said and contents(cohort) == before
-    new = again(made, cohort.with_name('new'))
-    assert {r.name for r in cohort.glob('cases/*')} == set(new.manifest.df.patient_id)
-
-
 def test_a_recipe_replaces_what_a_recipe_made(tmp_path):
     "Once `liverdis recipe ... --out hosp` removed the folder hosp/source, whosever it was"
     write_mct_example(tmp_path / 'MCT', ['HH', 'CRLM'])

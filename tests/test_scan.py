@@ -260,6 +260,27 @@ def test_phases_in_one_folder_are_told(tmp_path):
     assert [(p.key, len(p.annotations)) for p in patients] == [('P001', 2), ('P002', 2)] and not problems
 
 
+@pytest.mark.parametrize(
+    'images,keys',
+    [
+        (['{}/arterial/ct', '{}/portal venous/ct'], ['P1', 'P2']),
+        (['{}/NIFTI/art/ct', '{}/NIFTI/non-contrast/ct'], ['P1/NIFTI', 'P2/NIFTI']),
+        (['arterial/{}', 'portal/{}'], ['P1', 'P2']),
+        (['sub-{0}/ses-1/ct/sub-{0}_ses-1_ct', 'sub-{0}/ses-2/ct/sub-{0}_ses-2_ct'], ['sub-P1', 'sub-P2']),
+        (['{}/visit1/ct', '{}/visit2/ct'], ['P1/visit1', 'P1/visit2', 'P2/visit1', 'P2/visit2']),
+    ],
+)
+def test_folders_of_phases_and_sessions_are_no_patients(tmp_path, images, keys):
+    "Once the phases of one patient were two, and fell on both sides of a split"
+    for patient in ('P1', 'P2'):
+        for image in images:
+            name = image.format(patient)
+            lay(tmp_path, [f'{name}.nii.gz'], [f'{name}_tumor.nii.gz'])
+    patients, problems = scan_folder(tmp_path)
+    assert [p.key for p in patients] == keys and all(len(p.annotations) == 4 // (len(keys) // 2) // 2 for p in patients)
+    assert bool(problems) == ('visit' in images[0]) and all(p.doubt for p in problems)
+
+
 def test_a_note_says_ct_where_the_file_is_called_ct(tmp_path):
     "The words of file names that may be a patient's are kept out, and no others; a patient may be called Mask"
     lay(tmp_path / 'src', ['anna_ct.nii.gz'], ['anna_tumor.nii.gz'])
@@ -313,6 +334,36 @@ def test_two_patients_that_share_a_series_uid_or_have_none(tmp_path, uid):
     patients, problems = scan_folder(tmp_path)
     assert [(p.key, len(p.annotations[0].series.slices)) for p in patients] == [('ANNA', 4), ('BERTA', 4)]
     assert all(p.key in p.annotations[0].series.identifiers for p in patients) and not problems
+
+
+@pytest.mark.parametrize('uid', ['1.2.3', None])
+@pytest.mark.parametrize('tag,values', [('SeriesNumber', '12'), ('SeriesDescription', ('arterial', 'portal'))])
+@pytest.mark.parametrize('low,parted', [(0, True), (2.5, True), (20, False)])
+def test_phases_that_reach_into_one_another_are_two_series(tmp_path, uid, tag, values, low, parted):
+    "They share a folder and a UID, or have none, and no acquisition number. One after the other, they are one series"
+    shared = dict(PatientID='G', SeriesInstanceUID=uid, StudyInstanceUID='1.2', FrameOfReferenceUID='1.4')
+    for value, first in zip(values, (0, low)):
+        for k in range(4):
+            path = tmp_path / f'{value}{k}'
+            write_slice(path, body(60, k), position_mm=(0, 0, 5 * k + first), **{tag: value}, **shared)
+    (tmp_path / 'boxes.csv').write_text(BOX + f'a,{values[1]}1,28,36,28,36\n')
+    (patient,), problems = scan_folder(tmp_path)
+    (series,) = {a.series for a in patient.annotations}
+    assert len(series.slices) == (4 if parted else 8) and not any(p.failed for p in problems)
+    if parted and tag == 'SeriesDescription':
+        assert series.phase == 'portal'
+
+
+def test_copies_under_another_description_are_no_second_series(tmp_path):
+    series(tmp_path / 'a', 'P1', n=4, SeriesDescription='portal')
+    (tmp_path / 'b').mkdir()
+    for f in (tmp_path / 'a').iterdir():
+        ds = pydicom.dcmread(f)
+        ds.SeriesDescription = 'renamed'
+        ds.save_as(tmp_path / 'b' / f.name)
+    (tmp_path / 'boxes.csv').write_text(BOX + 'a,a/1-01.dcm,28,36,28,36\n')
+    (patient,), _ = scan_folder(tmp_path)
+    assert patient.annotations[0].series.notes == ('4 copies of slices left out',)
 
 
 def test_slices_without_patient_in_many_folders_are_one_series(tmp_path):
@@ -894,6 +945,21 @@ def test_one_id_with_two_birth_dates_is_told(tmp_path):
         series(tmp_path / f'src/{k}', 'P1', value, PatientName='ANON', PatientBirthDate=f'19{k}00101')
     told = [p.reason for p in scan_folder(tmp_path / 'src')[1]]
     assert sum('another PatientName or birth date' in reason for reason in told) == 1
+
+
+@pytest.mark.parametrize('names,told', [(['Doe^Jane', 'DOE JANE'], 1), (['Anonymous'] * 2, 0), (['Doe^Jane'] * 6, 0)])
+def test_one_person_under_two_patient_ids_is_told(tmp_path, names, told):
+    "Name and birth date agree; a name that all have, or that anonymisers give, says nothing"
+    for k, name in enumerate(names):
+        series(tmp_path / f'src/{k}', f'P{k}', 50 + k, PatientName=name, PatientBirthDate='19570713')
+    problems = [p for p in scan_folder(tmp_path / 'src')[1] if 'counts as another patient' in p.reason]
+    assert len(problems) == told and all(p.doubt and 'PatientName, and the birth date' in p.reason for p in problems)
+
+
+def test_two_people_of_one_name_are_two(tmp_path):
+    for k, born in enumerate(('19570713', '19610102', '')):
+        series(tmp_path / f'src/{k}', f'P{k}', 50 + k, PatientName='Doe^Jane', PatientBirthDate=born)
+    assert not [p for p in scan_folder(tmp_path / 'src')[1] if p.doubt]
 
 
 @pytest.mark.parametrize('patient,fits', [('P1', True), ('', True), ('4711', False)])

@@ -21,7 +21,7 @@ from liverdis.core import CLASS_COLOURS, InputError, write_atomic
 from liverdis.method.data import load_split
 from liverdis.method.disentangle import encode
 from liverdis.method.mixture import CodeBank
-from liverdis.method.sharp import grain
+from liverdis.method.sharp import random_phases
 from liverdis.study.run import Run, Task
 from liverdis.use.export import exportables, halve, to_onnx
 
@@ -55,7 +55,7 @@ class Lesions:
     @torch.no_grad()
     def grain(self):
         """The noise that the decoder left out of each lesion, in random phases, `(N,1,S,S)`."""
-        return grain(self.x - self.net.decode(self.own, self.r), torch.Generator().manual_seed(0))
+        return random_phases(self.x - self.net.decode(self.own, self.r), torch.Generator().manual_seed(0))
 
 
 def tour(order, steps, n_classes):

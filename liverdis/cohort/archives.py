@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from ..core import InputError, brief
+from .door import reading
+from ..core import InputError
 
 # %% ../../nbs/cohort/archives.ipynb #d55f920a
 def _place_of(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
@@ -57,17 +58,15 @@ def _write_member(unzipped: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path
 def _unpack(archive: Path, to: Path) -> None:
     "Unpack a zip file into a new folder, or refuse it with an `InputError`"
     to.mkdir()
-    try:
-        with zipfile.ZipFile(archive) as unzipped:
-            members = [m for m in unzipped.infolist() if not m.is_dir()]
-            places = [_place_of(m, archive) for m in members]
-            _require_readable(archive, members, to)
-            for member, place in zip(members, places):
-                _write_member(unzipped, member, to / place)
-    except InputError:
-        raise
-    except Exception as e:  # the parser fails in many ways
-        raise InputError(f"{archive}: cannot be unpacked ({brief(e)}); fetch it again, or unpack it by hand") from e
+    with (
+        reading(archive, "cannot be unpacked", "fetch it again, or unpack it by hand"),
+        zipfile.ZipFile(archive) as unzipped,
+    ):
+        members = [m for m in unzipped.infolist() if not m.is_dir()]
+        places = [_place_of(m, archive) for m in members]
+        _require_readable(archive, members, to)
+        for member, place in zip(members, places):
+            _write_member(unzipped, member, to / place)
 
 # %% ../../nbs/cohort/archives.ipynb #df4f491a
 @dataclass(frozen=True)

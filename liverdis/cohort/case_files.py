@@ -140,18 +140,20 @@ def _write_image(
     write_slice(path, np.round(ct.hu.clip(-1024, 30000)), RescaleIntercept=0, **tags)
 
 # %% ../../nbs/cohort/case_files.ipynb #7e148719
+_PICTURE = 176  # pixels along a side
+
+
 def case_picture(
     ct: CTSlice,
     mask: np.ndarray,  # (H,W) bool
     box: Box,  # the region that the networks get
-    size: int = 176,  # of the picture, pixels
 ) -> Image.Image:
     "The region of a case in a blue frame and as much again around it, windowed, with the outline in orange."
     wide = box._replace(row=box.row - box.side / 2, col=box.col - box.width / 2, side=2 * box.side)
-    grey = np.uint8(255 * window(crop(ct.hu, wide, size), *LIVER_WINDOW))
-    shape = crop(np.where(mask, 1000.0, 0.0), wide, size) > 500
+    grey = np.uint8(255 * window(crop(ct.hu, wide, _PICTURE), *LIVER_WINDOW))
+    shape = crop(np.where(mask, 1000.0, 0.0), wide, _PICTURE) > 500
     rgb = np.stack([grey] * 3, -1)
-    first, last = size // 4, size - size // 4 - 1
+    first, last = _PICTURE // 4, _PICTURE - _PICTURE // 4 - 1
     rgb[[first, last], first : last + 1] = rgb[first : last + 1, [first, last]] = 70, 150, 255
     rgb[shape ^ ndimage.binary_erosion(shape)] = 255, 140, 0
     return Image.fromarray(rgb)

@@ -136,8 +136,7 @@ def case_slices(
 # %% ../../nbs/cohort/cases.ipynb #c0d38bc7
 def check_slices(
     which: str,
-) -> str:  # the same
-    "Return `which` if `case_slices` understands it; raise `InputError` if not."
+) -> None:
+    "`InputError` unless `case_slices` understands `which`."
     if not re.fullmatch(r'largest|all|step:[1-9]\d*', which):
         raise InputError(f"slices {which!r}: not known; give largest, all or step:N, for example step:3")
-    return which

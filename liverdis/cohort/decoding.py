@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import threading
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from pydicom.encaps import get_frame
 from pydicom.uid import RLELossless
 
 import liverdis
-from .door import MOST_BYTES, parse_dicom
+from .door import MOST_BYTES, kept_until_changed, parse_dicom
 from ..core import brief
 
 # %% ../../nbs/cohort/decoding.ipynb #5f3e6910
@@ -55,14 +54,14 @@ def _stream_size(stream: bytes) -> tuple[int, int] | None:
 _MEMORY = 3 * MOST_BYTES  # of the process; the file, the values and the decoder's own
 
 
-@lru_cache(maxsize=1)
-def _dataset(path: str, changed_ns: int) -> FileDataset:
+@kept_until_changed
+def _dataset(path: str) -> FileDataset:
     with open(path, 'rb') as file:
         return parse_dicom(file, path)
 
 
 def _decode(path: str, frame: int | None) -> np.ndarray:
-    ds = _dataset(path, os.stat(path).st_mtime_ns)
+    ds = _dataset(path)
     stream = get_frame(ds.PixelData, frame or 0, number_of_frames=int(ds.get('NumberOfFrames') or 1))
     if _stream_size(stream) not in (None, (ds.Rows, ds.Columns)):
         raise ValueError(f'the stream is {_stream_size(stream)}, the header says {(ds.Rows, ds.Columns)}')

@@ -45,14 +45,16 @@ def _meeting_blocks(lesions: Sequence[LesionMask]) -> np.ndarray:  # (pairs,2) i
     return np.argwhere(np.triu(meet & meet.T, 1))
 
 # %% ../../nbs/cohort/duplicates.ipynb #1681deee
+_LEAST_SHARED = 0.5  # of the voxels of the smaller lesion
+
+
 def overlapping(
     lesions: Sequence[LesionMask],  # of one series
-    least: float = 0.5,  # shared voxels, as a share of the smaller lesion
 ) -> list[Overlap]:
     "The pairs of lesions that are one lesion, outlined twice."
     sizes, found = [int(lesion.voxels.sum()) for lesion in lesions], []
     for i, j in _meeting_blocks(lesions).tolist():
         shared = _shared_voxels(lesions[i], lesions[j])
-        if shared and shared >= least * min(sizes[i], sizes[j]):
+        if shared and shared >= _LEAST_SHARED * min(sizes[i], sizes[j]):
             found.append(Overlap(i, j, 2 * shared / (sizes[i] + sizes[j])))
     return found

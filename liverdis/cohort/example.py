@@ -154,9 +154,9 @@ def _save_nifti(path: Path, slices: Sequence[np.ndarray]) -> None:
 def write_mct_example(
     folder: str | Path,  # made if missing
     kinds: Sequence[str] = ('HH', 'CRLM'),  # a patient with one tumour for each, in the words of MCT-LTDiag
-    n: int = 12,  # slices
 ) -> None:
     "Write made-up patients in the layout of MCT-LTDiag, with their table `meta_info_patient.tab`."
+    n = 12  # slices
     cases = [f'2302{i:02d}a1' for i in range(1, len(kinds) + 1)]
     for i, (case, kind) in enumerate(zip(cases, kinds)):
         anatomy = [_anatomy(k, n, 160, [(n // 2, 70 + 4 * i, 60, 9)]) for k in range(n)]

@@ -27,7 +27,7 @@ from liverdis.cohort.deidentify import (
     write_private,
 )
 from .joining import shared_slices
-from .labels import LabelRules, Named, shared_names
+from .labels import LabelRules, Named, asks_for_label, shared_names
 from .manifest import Manifest, save_manifest
 from liverdis.cohort.ownership import (
     RECORD,
@@ -270,7 +270,8 @@ def _doubled(
         'PatientID, or leave one out'
     )
     again = dict.fromkeys(pid for of_slice in shared for pid in of_slice.patient_id[1:])
-    return [Problem(patients[pid].files.annotations[0].paths[0], reason, failed=False) for pid in again]
+    at = [patients[pid].files.annotations[0].paths[0] for pid in again]
+    return [Problem(path, reason, failed=False, doubt=True) for path in at]
 
 
 def _write_manifest(
@@ -370,6 +371,7 @@ class Ingested:
     details: dict[str, str]  # code of each reason that is shortened in the cohort to the full one
     unmatched: tuple[tuple[str, str, str], ...]  # rules that fit no structure: name, label, patient
     shared: dict[tuple[str, str, str], tuple[str, ...]]  # rule that names several patients alike -> their folders
+    patients: list[tuple[str, ...]]  # what a labels file may call each: its keyed id first
 
     @property
     def failed(self) -> bool:
@@ -389,7 +391,7 @@ class Ingested:
 # %% ../../nbs/cohort/ingest.ipynb #c2bd4d7f
 def _lacking(done: Ingested) -> pd.DataFrame:
     "What was skipped for want of a label, by the names of the source."
-    asked = done.skipped[done.skipped.todo.str.contains('|', regex=False)]
+    asked = done.skipped[asks_for_label(done.skipped.todo)]
     names, pictures = asked.what.map(done.named), 'cases/' + asked.patient_id + '/' + asked.picture
     columns = dict(name=names, patient=asked.patient_id, reason=asked.reason, picture=pictures)
     table = pd.DataFrame(columns).reset_index(drop=True)
@@ -430,8 +432,9 @@ def _finish(
     manifest = _write_tables(context, records, skipped)
     problems = [replace(p, path=context.source.shown(p.path)) for p in problems]
     unmatched = _unmatched(context.labels, patients, records, names)
-    shared = shared_names(context.labels, [p.names for p in patients.values()])
-    return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched, shared)
+    called = [p.names for p in patients.values()]
+    shared = shared_names(context.labels, called)
+    return Ingested(manifest, skipped, problems, redone, sources, names, details, unmatched, shared, called)
 
 # %% ../../nbs/cohort/ingest.ipynb #ffd77ade
 def _bring_up_to_date(

@@ -61,12 +61,12 @@ def check_patients(
         )
 
 # %% ../../nbs/cohort/joining.ipynb #f5ba0315
-def _absolute(path):
+def _absolute(path: str | Path) -> Path:
     "The absolute path as written: a cohort may be a link, so links are not followed."
     return Path(os.path.abspath(path))
 
 # %% ../../nbs/cohort/joining.ipynb #a2e6e020
-def _check_place(paths, out):
+def _check_place(paths: Sequence[Path], out: Path) -> None:
     "`InputError` unless `out` is a new file, or an older joined one, in a folder above all the manifests at `paths`."
     if out in paths:
         raise InputError(f"{out}: is one of the manifests to join; give the joined one a name of its own")
@@ -80,14 +80,14 @@ def _check_place(paths, out):
         load_manifest(out)  # an older joined one is replaced, and anything else refused
 
 # %% ../../nbs/cohort/joining.ipynb #02d75396
-def _rows_seen_from(folder, path):
+def _rows_seen_from(folder: Path, path: Path) -> pd.DataFrame:
     "The rows of the manifest at `path`, with file paths that start at `folder`."
     below = path.parent.relative_to(folder)
     df = load_manifest(path).df
     return df.assign(**{c: [(below / p).as_posix() for p in df[c]] for c in ('image_path', 'annotation_path')})
 
 # %% ../../nbs/cohort/joining.ipynb #9de2c3c8
-def _check_distinct(df, sources):
+def _check_distinct(df: pd.DataFrame, sources: np.ndarray) -> None:
     "`InputError` for a case that occurs twice; `sources` names the manifest of each row."
     repeated = np.flatnonzero(df.case_id.duplicated())
     if len(repeated):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Labeller', 'LabelledLesion', 'SeriesReading', 'positions_mm', 'volume_ml', 'lesion_id', 'read_outlines', 'same_space',
-           'planes_of_others']
+           'planes_to_avoid', 'planes_of_others']
 
 # %% ../../nbs/cohort/outlines.ipynb #0d609673
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from .cases import LesionMask, case_slices, fill_between, split_lesions
 from .ct import read_hu, upright
 from .deidentify import Pseudonymizer, structure_code
 from .duplicates import overlapping
-from .labels import LABELS, LabelError, LabelRules, Named
+from .healthy import OutlinedPlane
+from .labels import LABELS, LabelError, LabelRules, Named, line_to_complete
 from .roi import lesion_box
 from .scan import Annotation, PatientFiles, Series
 from ..core import CLASSES, InputError
@@ -75,7 +77,7 @@ class SeriesReading:
     to: PatientFolder
     labeller: Labeller
     liver: dict[int, np.ndarray] = field(default_factory=dict)  # rank of the slice to (H,W) bool
-    avoid: dict[int, np.ndarray] = field(default_factory=dict)  # the same, of all that is neither liver nor ignored
+    avoid: dict[tuple[int, float], np.ndarray] = field(default_factory=dict)  # the same, see `_keep_away`
     lesions: list[LabelledLesion] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of lesions, by name of the structure
     failed: bool = False  # an annotation, or a lesion in one, could not be used, so what it outlines is missing here
@@ -90,7 +92,7 @@ def positions_mm(
     series: Series,
 ) -> list[float]:
     "Where the slices lie along their normal; one zero where the files do not say."
-    return [s.normal_position_mm for s in series.slices] if series.slices[0].position_mm else [0.0]
+    return [s.normal_position_mm for s in series.slices] if series.slices[0].placed else [0.0]
 
 
 def volume_ml(
@@ -134,21 +136,22 @@ def _ask(
     structure = reading.labeller.named(name, *unlabelled if one_of_several else ())
     largest = max(unlabelled.values(), key=lambda lesion: lesion.voxels.sum())
     picture, looks = _draw_unlabelled(reading, structure, largest)
-    words = '|'.join((*CLASSES[:3], 'avoid', 'ignore'))
+    line = line_to_complete(structure.key, *CLASSES[:3], 'avoid', 'ignore')
     reason = f"{len(unlabelled)} lesion(s) or organ(s) without a label{looks}"
-    reading.to.skip(structure.key, path, reason, f"{structure.key},{words}", picture=picture)
+    reading.to.skip(structure.key, path, reason, line, picture=picture)
 
 # %% ../../nbs/cohort/outlines.ipynb #c1de5c03
-def _without(
-    masks: dict[int, np.ndarray],
-    lesions: list[LesionMask],
-) -> dict[int, np.ndarray]:
-    "Masks, slice by slice, without some of their lesions."
-    kept = {rank: mask.copy() for rank, mask in masks.items()} if lesions else masks
-    for lesion in lesions:
-        for rank in lesion.ranks:
-            kept[rank] &= ~lesion.on(rank, kept[rank].shape)
-    return {rank: mask for rank, mask in kept.items() if mask.any()}
+def _keep_away(
+    reading: SeriesReading,
+    lesion: LesionMask,
+    annotation: Annotation,
+) -> None:
+    "Keep away from a lesion, by (rank, mm beyond the slice); one on a single slice, or a box, reaches half its width."
+    flat = len(lesion.voxels) == 1 or annotation.kind == 'boxes'
+    for rank in lesion.ranks:
+        mask = lesion.on(rank, reading.series.slices[rank].shape)
+        reach_mm = diameter_mm(mask, reading.spacing_mm) / 2 if flat else 0.0
+        _unite(reading.avoid, {(rank, reach_mm): mask})
 
 # %% ../../nbs/cohort/outlines.ipynb #23a5a133
 def _add_lesions(
@@ -159,7 +162,7 @@ def _add_lesions(
     step: int,  # from one outlined slice to the next
 ) -> None:
     "Separate the lesions of a structure, label each of them, and keep away from those that are not ignored."
-    unlabelled, ignored, name, path = {}, [], structure.name, annotation.paths[0]
+    unlabelled, name, path = {}, structure.name, annotation.paths[0]
     for mask in split_lesions(structure.masks, step):
         reading.counts[name] += 1
         named = reading.labeller.named(name, reading.counts[name])
@@ -169,20 +172,19 @@ def _add_lesions(
             reading.lesions.append(LabelledLesion(named, number, label, mask, path, notes))
         elif label is None:
             unlabelled[reading.counts[name]] = mask
-        elif label == 'ignore':
-            ignored.append(mask)
-    _unite(reading.avoid, _without(structure.masks, ignored))
+        if label != 'ignore':
+            _keep_away(reading, mask, annotation)
     if unlabelled:
         _ask(reading, name, unlabelled, path)
 
 # %% ../../nbs/cohort/outlines.ipynb #cafec559
 def _unite(
-    into: dict[int, np.ndarray],  # is changed
-    masks: dict[int, np.ndarray],
+    into: dict[Any, np.ndarray],  # is changed
+    masks: dict[Any, np.ndarray],
 ) -> None:
     "Add masks to others, slice by slice."
-    for rank, mask in masks.items():
-        into[rank] = into[rank] | mask if rank in into else mask
+    for at, mask in masks.items():
+        into[at] = into[at] | mask if at in into else mask
 
 # %% ../../nbs/cohort/outlines.ipynb #e7a1c0d6
 def _filled(
@@ -225,7 +227,8 @@ def _add_structure(
     elif (label or given) == 'liver':
         _unite(reading.liver, structure.masks)
     elif (label or given) == 'avoid':
-        _unite(reading.avoid, structure.masks)
+        for lesion in split_lesions(structure.masks, step):
+            _keep_away(reading, lesion, annotation)
     else:
         _add_lesions(reading, structure, given, annotation, step)
 
@@ -300,7 +303,8 @@ def _leave_out_organs(
     for lesion in reading.lesions:
         if reason := _mistaken_for_lesion(reading, lesion):
             key = lesion.structure.key
-            reading.to.skip(key, lesion.path, reason, f'{key},{lesion.label}|liver|avoid|ignore', failed=True)
+            line = line_to_complete(key, lesion.label, 'liver', 'avoid', 'ignore')
+            reading.to.skip(key, lesion.path, reason, line, failed=True)
         else:
             lesions.append(lesion)
     reading.lesions = lesions
@@ -374,20 +378,29 @@ def same_space(
 ) -> bool:
     "Whether the slices of two series lie parallel in one frame of reference."
     p, q = a.slices[0], b.slices[0]
-    if None in (p.position_mm, q.position_mm, p.orientation, q.orientation):
+    if not (p.placed and q.placed):
         return False
     parallel = abs(p.axes[:, 2] @ q.axes[:, 2]) > 1 - 1e-5
     return bool(p.frame_of_reference and p.frame_of_reference == q.frame_of_reference and parallel)
 
 
+def planes_to_avoid(
+    reading: SeriesReading,
+) -> list[OutlinedPlane]:
+    "What must be kept away from on a series."
+    places = positions_mm(reading.series)
+    return [OutlinedPlane(places[rank], mask, reach_mm) for (rank, reach_mm), mask in reading.avoid.items()]
+
+
 def planes_of_others(
     reading: SeriesReading,
     others: Sequence[SeriesReading],  # in the same space
-) -> list[tuple[float, np.ndarray]]:  # place along the normal, mm, and (H,W) bool
+) -> list[OutlinedPlane]:
     "What must be kept away from on other series, on the pixels of this one."
     stack, planes = SliceStack(reading.series.slices), []
-    for header, mask in ((o.series.slices[k], mask) for o in others for k, mask in o.avoid.items()):
+    for series, (rank, reach_mm), mask in ((o.series, at, mask) for o in others for at, mask in o.avoid.items()):
+        header = series.slices[rank]
         place = float(stack.normal @ header.position_mm)
         nearest = stack.slices[np.abs(stack.normal_positions_mm - place).argmin()]
-        planes.append((place, resample_slice(mask, header, nearest, header.where).mask))
+        planes.append(OutlinedPlane(place, resample_slice(mask, header, nearest, header.where).mask, reach_mm))
     return planes

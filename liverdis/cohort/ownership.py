@@ -7,16 +7,15 @@ __all__ = ['NOTE', 'RECORD', 'WRITTEN', 'check_apart', 'claim', 'own_folders', '
            'check_own', 'place_manifest', 'sweep']
 
 # %% ../../nbs/cohort/ownership.ipynb #5b7f603f
-import hashlib
 import json
 import os
 import re
 import shutil
-from glob import escape
 from pathlib import Path
 
 from .deidentify import Pseudonymizer, load_key, private_path
-from ..core import InputError, brief, write_atomic
+from .unread import LITTER
+from ..core import InputError, brief, file_sha256, remove_parts, write_atomic
 
 # %% ../../nbs/cohort/ownership.ipynb #cf94e4df
 def check_apart(
@@ -88,7 +87,6 @@ def claim(
 # %% ../../nbs/cohort/ownership.ipynb #f2f37066
 RECORD = 'record.json'
 _ID = re.compile('[0-9a-f]{12}')
-_CLUTTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # that file managers leave where they have been
 
 
 def own_folders(
@@ -115,7 +113,8 @@ def strangers(
     folder: Path,  # of a patient
 ) -> list[str]:
     "Names of what is in a patient's folder and not in its record."
-    return sorted({f.name for f in folder.iterdir()} - {*read_record(folder)['files'], RECORD} - _CLUTTER)
+    own = {*read_record(folder)['files'], RECORD}
+    return sorted(f.name for f in folder.iterdir() if f.name not in own and f.name.lower() not in LITTER)
 
 # %% ../../nbs/cohort/ownership.ipynb #0075103f
 def part_of(
@@ -142,21 +141,11 @@ def _check_unclaimed(
     out: Path,  # a folder without a note
 ) -> None:
     "`InputError` if a folder holds what a cohort would write over."
-    if any(out.glob(f'cases/*/{RECORD}')):
-        key = out.with_name(f'{out.name}.key')
-        raise InputError(
-            f"{out}: is a cohort of an earlier version, which stays as it is; give another --out, and the same --key "
-            f"({key} unless you chose one), so that all patients keep their ids"
-        )
     held = [name for name in ('cases', *WRITTEN) if os.path.lexists(out / name)]
     if held:
         raise InputError(f"{out}: holds {held[0]}, which no ingest made; give another --out")
 
 # %% ../../nbs/cohort/ownership.ipynb #02d84f95
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def check_own(
     out: Path,  # folder of the cohort; need not exist
 ) -> None:
@@ -166,7 +155,7 @@ def check_own(
     note, manifest = _read_note(out), out / 'manifest.csv'
     if note is None:
         return _check_unclaimed(out)
-    if os.path.lexists(manifest) and _digest(manifest) != note['manifest']:
+    if os.path.lexists(manifest) and file_sha256(manifest) != note['manifest']:
         raise InputError(f"{manifest}: is not as ingest left it; keep it under another name, outside of {out}")
     for folder in own_folders(out).values():
         if others := strangers(folder):
@@ -177,7 +166,7 @@ def place_manifest(
     new: Path,  # the manifest under another name, in the same folder
 ) -> None:
     "Give a manifest its name, and the cohort's note its checksum."
-    place, digest = new.with_name('manifest.csv'), _digest(new)
+    place, digest = new.with_name('manifest.csv'), file_sha256(new)
     note = _read_note(new.parent) or {}
     if note['manifest'] != digest:
         place.unlink(missing_ok=True)
@@ -190,9 +179,7 @@ def sweep(
 ) -> None:
     "Remove the temporary files and folders that a stopped ingest has left."
     for path in (out / NOTE, *(out / name for name in WRITTEN), private_path(out)):
-        for part in path.parent.glob(f'.{escape(path.name)}.*.part'):
-            part.unlink()
-    (out / 'rois.npy.part').unlink(missing_ok=True)
+        remove_parts(path)
     for part in (out / 'cases').glob('.*.part'):
         if _ID.fullmatch(part.name.split('.')[1]):
             shutil.rmtree(part)

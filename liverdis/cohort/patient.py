@@ -25,7 +25,7 @@ from .archives import Source
 from .case_files import Case, IngestOptions, PatientFolder, diameter_mm, save_patient, write_cases
 from .cases import case_slices
 from .deidentify import Pseudonymizer, identifying_words
-from .healthy import GAP_MM, place_healthy
+from .healthy import GAP_MM, Liver, place_healthy
 from .labels import LabelRules
 from liverdis.cohort.outlines import (
     LabelledLesion,
@@ -33,6 +33,7 @@ from liverdis.cohort.outlines import (
     SeriesReading,
     lesion_id,
     planes_of_others,
+    planes_to_avoid,
     positions_mm,
     read_outlines,
     same_space,
@@ -113,7 +114,7 @@ def refused_files(
     return {key: tuple(paths) for key, paths in refused.items()}
 
 # %% ../../nbs/cohort/patient.ipynb #30d501b1
-_LAYOUT = 6
+_LAYOUT = 7
 
 
 def _fingerprint(
@@ -249,10 +250,9 @@ def _healthy_cases(
     others: Sequence[SeriesReading] = (),  # series of the same space, whose outlines are kept away from too
 ) -> tuple[list[Case], list[float]]:  # cases; diameters of the own squares that found no room
     "Squares of healthy parenchyma as cases; those that find no room are skipped."
-    places, planes = positions_mm(reading.series), planes_of_others(reading, others)
-    avoid = reading.avoid | {rank: mask for rank, (_, mask) in enumerate(planes, len(places))}
-    where = reading.liver, avoid, places + [z for z, _ in planes], reading.spacing_mm
-    found = place_healthy(*where, sizes, n, reading.to.options.margin, rng, extra)
+    lesions = planes_to_avoid(reading) + planes_of_others(reading, others)
+    liver = Liver(reading.liver, lesions, positions_mm(reading.series), reading.spacing_mm)
+    found = place_healthy(liver, sizes, n, reading.to.options.margin, rng, extra)
     _skip_without_room(reading, found.left, n)
     _skip_without_room(reading, found.extra_left, len(extra))
     begin = sum(reading.counts.values()) + 1

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from .labels import asks_for_label
 from ..core import CLASSES, LIVER_WINDOW, write_atomic
 
 # %% ../../nbs/cohort/qc.ipynb #cca06b52
@@ -113,7 +114,7 @@ def labels_to_add(
     skipped: pd.DataFrame,  # skipped.csv
 ) -> pd.DataFrame:  # line, patients; the most frequent first
     "The lines that a labels file lacks."
-    asked = skipped[skipped.todo.fillna('').str.contains('|', regex=False)]  # a line with the labels to choose from
+    asked = skipped[asks_for_label(skipped.todo)]
     patients = asked.groupby('todo').patient_id.nunique().sort_values(ascending=False, kind='stable')
     return patients.rename_axis('line').reset_index(name='patients')
 
@@ -142,7 +143,7 @@ def _unlabelled(
 ) -> list:  # named tuples
     "The structures that need a label and have a picture."
     shown = skipped.fillna('')
-    return list(shown[shown.todo.str.contains('|', regex=False) & (shown.picture != '')].itertuples())
+    return list(shown[asks_for_label(shown.todo) & (shown.picture != '')].itertuples())
 
 # %% ../../nbs/cohort/qc.ipynb #0f4b0016
 def _render(

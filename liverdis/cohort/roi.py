@@ -9,8 +9,7 @@ __all__ = ['Box', 'bounding_box', 'lesion_box', 'crop', 'extract_roi', 'RoiFile'
 # %% ../../nbs/cohort/roi.ipynb #3ed04248
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from PIL import Image
 from .annotation.readers import read_mask
 from .ct import AIR, read_slice, upright
 from .manifest import Manifest
-from ..core import InputError, write_atomic
+from ..core import InputError, whole_file, write_atomic
 
 # %% ../../nbs/cohort/roi.ipynb #75a3f039
 class Box(NamedTuple):
@@ -47,18 +46,20 @@ def bounding_box(
     return int(rows[0]), int(rows[-1]), int(cols[0]), int(cols[-1])
 
 # %% ../../nbs/cohort/roi.ipynb #75bc5780
+_LEAST_PX = 3  # across a lesion, in either direction
+
+
 def lesion_box(
     mask: np.ndarray,  # (H,W) bool
     margin: float,  # tissue on each side, as a share of the longer side of the lesion
-    spacing_mm: tuple[float, float] = (1.0, 1.0),  # from row to row, from column to column
-    min_px: int = 3,  # smallest lesion accepted, in pixels in either direction
+    spacing_mm: tuple[float, float],  # from row to row, from column to column
 ) -> Box:
     "The square around a lesion: `1 + 2*margin` times its longer side in mm. `InputError` for too small a lesion."
     top, bottom, left, right = bounding_box(mask)
     h, w = bottom - top + 1, right - left + 1
-    if min(h, w) < min_px:
+    if min(h, w) < _LEAST_PX:
         raise InputError(
-            f"the lesion is {h} x {w} pixels, less than {min_px} across; outline it on a slice where it is larger"
+            f"the lesion is {h} x {w} pixels, less than {_LEAST_PX} across; outline it on a slice where it is larger"
         )
     side = (1 + 2 * margin) * max(h, w * spacing_mm[1] / spacing_mm[0])
     aspect = spacing_mm[0] / spacing_mm[1]
@@ -142,19 +143,14 @@ def stream_rois(
     blocks: Iterable[np.ndarray],  # (k,1,size,size) in HU, n regions in all
 ) -> None:
     "Write regions one block at a time, whole or not at all, so that memory does not grow with their number."
-    part = Path(f'{path}.part')
     header = {'descr': '<f4', 'fortran_order': False, 'shape': (n, 1, size, size)}
-    try:
-        with open(part, 'wb') as f:
-            np.lib.format.write_array_header_2_0(f, header)
-            for block in blocks:
-                f.write(np.ascontiguousarray(block, '<f4').tobytes())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as f:
+        np.lib.format.write_array_header_2_0(f, header)
+        for block in blocks:
+            f.write(np.ascontiguousarray(block, '<f4').tobytes())
 
 # %% ../../nbs/cohort/roi.ipynb #63e4e35d
-def _cache_key(manifest, margin, size):
+def _cache_key(manifest: Manifest, margin: float, size: int) -> dict[str, Any]:
     in_order = hashlib.sha256('\n'.join(manifest.df.case_id).encode()).hexdigest()
     return {'manifest': manifest.checksum, 'order': in_order, 'margin': margin, 'size': size}
 
@@ -187,31 +183,31 @@ def save_cached_rois(
     write_atomic(note, json.dumps(_cache_key(manifest, margin, size)))
 
 # %% ../../nbs/cohort/roi.ipynb #782a239b
-def _cut(manifest, margin, size, progress):
-    "The regions of a manifest, cut from the slices one by one, each `(1,1,size,size)`."
-    rows = list(manifest.df.itertuples())
-    for row in progress(rows) if progress else rows:
+def _cut(manifest: Manifest, margin: float, size: int) -> Iterator[np.ndarray]:  # (1,1,size,size) float32 HU each
+    "The regions of a manifest, cut from the slices one by one."
+    for row in manifest.df.itertuples():
         try:
             yield extract_roi(row, manifest.root, margin, size)[None, None]
         except InputError as e:
             raise InputError(f"{manifest.where(row.Index)}: {e}") from e
 
 # %% ../../nbs/cohort/roi.ipynb #fc7c9197
-def _blocks(rois: RoiFile, n: int = 256) -> Iterator[np.ndarray]:
-    "The regions in blocks of `n`."
-    return (rois[i : i + n] for i in range(0, len(rois), n))
+_BLOCK = 256  # regions
+
+
+def _blocks(rois: RoiFile) -> Iterator[np.ndarray]:  # (k,1,H,W) each
+    return (rois[i : i + _BLOCK] for i in range(0, len(rois), _BLOCK))
 
 # %% ../../nbs/cohort/roi.ipynb #8eb224e3
 def load_rois(
     manifest: Manifest,  # whose regions
     margin: float,  # tissue on each side, as a share of the longer side of the lesion
     size: int,  # of the result; the paper has 128
-    progress: Callable[[list], Iterable] | None = None,  # wraps the rows as `tqdm` or `rich.progress.track` do
     path: str | Path | None = None,  # a .npy file to write the regions to; without it they are held in memory
 ) -> np.ndarray | RoiFile:  # (N,1,size,size) float32 HU, in the manifest's order; a `RoiFile` if they are in a file
     "The squares of all lesions; an `InputError` names the row and the case."
     stored = cached_rois(manifest, margin, size)
-    blocks = _cut(manifest, margin, size, progress) if stored is None else _blocks(stored)
+    blocks = _cut(manifest, margin, size) if stored is None else _blocks(stored)
     if path is not None:
         stream_rois(path, len(manifest), size, blocks)
         return RoiFile(path)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -41,11 +42,12 @@ from liverdis.cohort.headers import (
     SliceEntry,
     UnreadEntry,
     index_files,
+    names_phase,
     naming_words,
     phase_of,
     problem_of,
 )
-from .unread import PICTURE_OF_OTHER_SIZE, counted
+from .unread import LITTER, PICTURE_OF_OTHER_SIZE, counted
 from .volumes import data_file, is_volume, volume_stem
 from ..core import InputError
 
@@ -61,6 +63,7 @@ class Series:
     phase: str  # as in the manifest
     folder: Path  # that holds its first slice
     notes: tuple[str, ...] = ()  # what a reader of the results should know, one line each
+    person: str = ''  # what two studies of one person share, whatever their PatientIDs; '' if not known
 
     @property
     def is_volume(self) -> bool:
@@ -156,14 +159,24 @@ def _in_order(entries: Sequence[SliceEntry]) -> list[SliceHeader]:
     return sort_slices(headers) if len(headers) > 1 else headers
 
 # %% ../../nbs/cohort/scan.ipynb #a5d27c13
-def _acquisitions(entries: Sequence[SliceEntry]) -> list[list[SliceEntry]]:
-    "Slices of one grid by their acquisition, if some of these reach into one another; else all in one"
-    parts = _grouped(entries, lambda e: e.shared.acquisition)
-    if len(parts) == 1 or any(e.header.position_mm is None or e.header.orientation is None for e in entries):
-        return [list(entries)]
+_TELL_APART = tuple(map(attrgetter, ('shared.acquisition', 'shared.number', 'shared.description')))
+
+
+def _reach_into(parts: Iterable[Sequence[SliceEntry]]) -> bool:
+    "Whether some parts, of more than one slice, lie between the slices of others"
     heights = [[e.header.normal_position_mm for e in part] for part in parts if len(part) > 1]
     ranges = sorted((min(h), max(h)) for h in heights)
-    return parts if any(after[0] < before[1] for before, after in zip(ranges, ranges[1:])) else [list(entries)]
+    return any(after[0] < before[1] for before, after in zip(ranges, ranges[1:]))
+
+
+def _acquisitions(entries: Sequence[SliceEntry]) -> list[list[SliceEntry]]:
+    "Slices of one grid by the first that tells apart scans which reach into one another; else all in one"
+    if all(e.header.placed for e in entries):
+        distinct = _without_copies(entries)
+        for key in _TELL_APART:
+            if _reach_into(_grouped(distinct, key)):
+                return _grouped(entries, key)
+    return [list(entries)]
 
 # %% ../../nbs/cohort/scan.ipynb #7d6cc151
 def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
@@ -175,9 +188,9 @@ def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
     try:
         return [_series(distinct, _in_order(distinct), len(entries) - len(distinct))]
     except InputError as e:
-        acquisitions = _grouped(distinct, lambda entry: entry.shared.acquisition)
-        if len(acquisitions) > 1:
-            return [stack for part in acquisitions for stack in _stacks(part)]
+        for parts in (_grouped(distinct, key) for key in _TELL_APART):
+            if len(parts) > 1:
+                return [stack for part in parts for stack in _stacks(part)]
         reason = f"is one of {len(distinct)} slices without a certain order: {e}"
         return [Problem(distinct[0].header.path, reason)]
 
@@ -216,17 +229,27 @@ def _series(entries: Sequence[SliceEntry], ordered: Sequence[SliceHeader], n_cop
         phase=shared.phase,
         folder=ordered[0].path.parent,
         notes=(*_stack_notes(ordered, n_copies), *shared.notes),
+        person=shared.person,
     )
 
 # %% ../../nbs/cohort/scan.ipynb #78b85b84
+_SESSION = re.compile(r'((^|.*/)sub-[^/]+)/ses-.*')  # of a subject, as in BIDS
+
+
+def _patient_folder(s: Series, src: Path) -> str:
+    "The folder of the patient of a volume, from the source on: without those of phases, and of sessions in BIDS"
+    parts = [part for part in s.folder.relative_to(src).parts if not names_phase(part)]
+    return _SESSION.sub(r'\1', '/'.join(parts)) or '.'
+
+
 def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
-    "The same series; volumes whose names repeat get their folder as the patient"
+    "The same series; volumes in sessions, and those whose names repeat, get their folder as the patient"
     volumes = [s for s in all_series if s.is_volume]
-    folders = defaultdict(set)
-    for s in volumes:
-        folders[s.patient].add(s.folder)
-    repeated = {folder for found in folders.values() if len(found) > 1 for folder in found}
-    by_folder = {id(s): os.path.relpath(s.folder, src) for s in volumes if s.folder in repeated}
+    folders = {id(s): _patient_folder(s, src) for s in volumes}
+    found = [{folders[id(s)] for s in group} for group in _grouped(volumes, lambda s: s.patient)]
+    patients = {folder for of_name in found if len(of_name) > 1 for folder in of_name}
+    patients |= {folders[id(s)] for s in volumes if _SESSION.fullmatch(s.folder.relative_to(src).as_posix())}
+    by_folder = {i: folder for i, folder in folders.items() if folder in patients}
 
     def named(s: Series) -> Series:
         if id(s) not in by_folder:
@@ -239,14 +262,13 @@ def _volume_patients(all_series: Sequence[Series], src: Path) -> list[Series]:
 # %% ../../nbs/cohort/scan.ipynb #d71f4c2b
 def _noted(all_series: Iterable[Series], reason: str) -> list[Problem]:
     "The same note for each of some series"
-    return [Problem(s.slices[0].path, reason, failed=False) for s in all_series]
+    return [Problem(s.slices[0].path, reason, failed=False, doubt=True) for s in all_series]
 
 
 def _may_be_visits(all_series: Iterable[Series], src: Path) -> list[Problem]:
     "A note for each folder that holds several patients told apart by their folders, if there are more of its kind"
-    by_folder = [s for s in all_series if s.is_volume and s.patient == os.path.relpath(s.folder, src)]
-    firsts = {s.folder: s for s in by_folder}
-    parents = _grouped(firsts.values(), lambda s: s.folder.parent)
+    firsts = {s.patient: s for s in all_series if s.is_volume and s.patient == _patient_folder(s, src)}
+    parents = _grouped(firsts.values(), lambda s: os.path.dirname(s.patient))
     reason = (
         "is of a patient told by its folder, with others in the same folder above; if these are visits of one patient, "
         "give each patient one folder, with the same file names in all (P1/visit1.nii.gz, P1/visit2.nii.gz, "
@@ -268,7 +290,7 @@ def _through_number(s: Series) -> tuple[str, ...]:
 
 def _may_be_sessions(all_series: Iterable[Series], src: Path) -> list[Problem]:
     "A note for each volume that is called like another up to its number, if there are other numbers"
-    volumes = [s for s in all_series if s.is_volume and s.patient != os.path.relpath(s.folder, src)]
+    volumes = [s for s in all_series if s.is_volume and s.patient != _patient_folder(s, src)]
     distinct = [same[0] for same in _grouped(volumes, _words_without_phase)]
     groups = _grouped(distinct, _through_number)
     reason = (
@@ -299,14 +321,16 @@ def _name_words(s: Series) -> tuple[str, ...]:
 
 
 def _one_name(all_series: Iterable[Series]) -> list[Problem]:
-    "A note for each PatientName, without a PatientID, of several patients"
-    dicom = [s for s in all_series if not s.is_volume and _name_words(s)]
-    same = [_grouped(group, lambda s: s.patient) for group in _grouped(dicom, _name_words)]
+    "A note for each person with several PatientIDs or none, unless nearly all patients are called alike"
+    n_patients = len({s.patient for s in all_series})
+    people = _grouped((s for s in all_series if s.person), lambda s: s.person)
+    same = [_grouped(group, lambda s: s.patient) for group in people]
     reason = (
-        "has no PatientID, and the PatientName of another study that counts as another patient; if they are one, give "
-        "both one PatientID"
+        "has the PatientName, and the birth date if it has one, of another study that counts as another patient; if "
+        "they are one, give both one PatientID"
     )
-    return _noted((patient[0] for group in same for patient in group[1:]), reason)
+    told = [patients for patients in same if len(patients) < max(5, 0.8 * n_patients)]
+    return _noted((patient[0] for patients in told for patient in patients[1:]), reason)
 
 
 def _several_names(all_series: Iterable[Series]) -> list[Problem]:
@@ -430,7 +454,7 @@ def _on_grid(headers: Sequence[SliceHeader], series: Series, beyond: bool = Fals
     a, b = headers[0], series.slices[0]
     if not _same_pixels(a, b):
         return False
-    if None in (a.position_mm, b.position_mm, a.orientation, b.orientation):
+    if not (a.placed and b.placed):
         return a.position_mm is b.position_mm and len(headers) == len(series.slices)
     asked, positions = (np.array([h.normal_position_mm for h in part]) for part in (headers, series.slices))
     if beyond:
@@ -444,7 +468,7 @@ def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:
     "Whether the middle of a volume lies within the series"
     first, last = series.slices[0], series.slices[-1]
     middle = headers[len(headers) // 2]
-    if None in (first.position_mm, middle.position_mm, first.orientation, middle.orientation):
+    if not (first.placed and middle.placed):
         return False
     centre = np.array(middle.position_mm) + middle.axes[:, :2] @ (np.array(middle.shape) / 2)
     row, col, height = first.to_pixels([centre])[0]
@@ -681,9 +705,6 @@ def _leads_away(path: str, src: str) -> bool:
     return Path(src).is_relative_to(to) or to.parts[1:2] in (('proc',), ('sys',), ('dev',))
 
 # %% ../../nbs/cohort/scan.ipynb #c382fc9c
-_LITTER = ('thumbs.db', 'desktop.ini')
-
-
 def _walk(src: Path, refused: Callable[[OSError], object]) -> Iterator[tuple[Path, list[Path], list[Path]]]:
     "Folder by folder: its path, its files, and its links that are not followed; `refused` is told what has no list"
     seen, source = set(), os.path.realpath(src)
@@ -695,7 +716,7 @@ def _walk(src: Path, refused: Callable[[OSError], object]) -> Iterator[tuple[Pat
         seen.add(real)
         links = [f for f in folders if os.path.islink(p := os.path.join(folder, f)) and _leads_away(p, source)]
         folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__MACOSX' and f not in links)
-        kept = sorted(n for n in names if not n.startswith('.') and n.lower() not in _LITTER)
+        kept = sorted(n for n in names if not n.startswith('.') and n.lower() not in LITTER)
         yield Path(folder), [Path(folder) / n for n in kept], [Path(folder) / f for f in links]
 
 # %% ../../nbs/cohort/scan.ipynb #3692c4f6

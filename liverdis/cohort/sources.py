@@ -35,7 +35,6 @@ def _tell_sources(
     features: pd.DataFrame,  # one row a patient
     sources: pd.Series,  # of each patient
     permutations: int,
-    seed: int,
 ) -> dict[str, float]:
     "Balanced accuracy, chance level and p-value of telling the source from features."
     found, shuffled, p = permutation_test_score(
@@ -43,9 +42,9 @@ def _tell_sources(
         features.values,
         sources.values,
         scoring='balanced_accuracy',
-        cv=StratifiedKFold(min(5, sources.value_counts().min()), shuffle=True, random_state=seed),
+        cv=StratifiedKFold(min(5, sources.value_counts().min()), shuffle=True, random_state=0),
         n_permutations=permutations,
-        random_state=seed,
+        random_state=0,
     )
     return dict(balanced_accuracy=found, chance=shuffled.mean(), p_value=p)
 
@@ -57,7 +56,6 @@ def _probe_class(
     features: pd.DataFrame,  # one row a region of the class
     table: pd.DataFrame,  # source, label and patient of the same regions
     permutations: int,
-    seed: int,
 ) -> dict:
     "The probe's row for one class; without numbers where one source has it alone."
     source = table.groupby('patient').source.first()
@@ -67,7 +65,7 @@ def _probe_class(
     row = dict(label=table.label.iloc[0], sources=names, n_patients=len(source), n_regions=int(used.sum()))
     if source.nunique() > 1:
         means = features[used].groupby(table.patient[used]).mean()
-        row |= _tell_sources(means, source, permutations, seed)
+        row |= _tell_sources(means, source, permutations)
     return row
 
 # %% ../../nbs/cohort/sources.ipynb #7154218a
@@ -89,14 +87,13 @@ def source_probe(
     labels: Sequence,  # (N,) class of each region
     patients: Sequence,  # (N,) patient of each region
     permutations: int = 199,  # of the sources between patients; the smallest p-value is 1/(permutations + 1)
-    seed: int = 0,  # of folds and permutations
 ) -> pd.DataFrame:  # one row a class; `sources` has those with two patients or more; accuracy and chance are 0 to 1
     "How well the source is told from pixels within a class; `InputError` if no class can be measured."
     table = pd.DataFrame({'source': np.asarray(sources), 'label': np.asarray(labels), 'patient': np.asarray(patients)})
     _check_patients(table)
     features = pd.DataFrame([texture_features(np.asarray(r[0], float)) for r in rois])
     chosen = [table.label == c for c in CLASSES if (table.label == c).any()]
-    rows = [_probe_class(features[c], table[c], permutations, seed) for c in chosen]
+    rows = [_probe_class(features[c], table[c], permutations) for c in chosen]
     if not any('p_value' in r for r in rows):
         raise InputError(
             "no class has two sources with at least two patients each: whether the source can be told cannot be "

@@ -11,7 +11,6 @@ import bz2
 import re
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ import nibabel as nib
 import nrrd
 import numpy as np
 
-from .door import guarded, require_file, require_size, unpacked
+from .door import guarded, kept_until_changed, require_file, require_size, unpacked
 from ..core import InputError, brief
 
 # %% ../../nbs/cohort/volumes.ipynb #eb0ecf6d
@@ -50,11 +49,14 @@ def is_volume(
     return bool(volume_kind(path))
 
 # %% ../../nbs/cohort/volumes.ipynb #23091d21
+_SUFFIX = re.compile(rf'(\.seg)?({"|".join(map(re.escape, _SUFFIXES))})$', re.I)
+
+
 def volume_stem(
     path: str | Path,  # a file name
 ) -> str:
     "The name of a volume without the suffix, and without Slicer's `.seg`."
-    return re.sub(r'(\.seg)?(\.nii|\.nii\.gz|\.nrrd|\.nhdr|\.mha|\.mhd)$', '', Path(path).name, flags=re.I)
+    return _SUFFIX.sub('', Path(path).name)
 
 # %% ../../nbs/cohort/volumes.ipynb #d05993e7
 _TO_RAS = {'LPS': (-1, -1, 1), 'RAS': (1, 1, 1), 'LAS': (-1, 1, 1)}  # signs of x, y, z
@@ -302,15 +304,15 @@ def data_file(
     return _beside(path, name) if name else path
 
 
-@lru_cache(maxsize=1)
-def _cached_image(path: Path, changed_ns: tuple[int, ...]) -> nib.Nifti1Image:
+@kept_until_changed
+def _kept_image(path: Path, numbers: Path) -> nib.Nifti1Image:  # numbers: where `data_file` says they lie
     return _open_nrrd(path) if volume_kind(path) == 'nrrd' else _open_metaimage(path)
 
 
 def _opened(path: Path) -> Any:
     require_file(path)
     if volume_kind(path) in ('nrrd', 'metaimage'):
-        return _cached_image(path, tuple(p.stat().st_mtime_ns for p in (path, data_file(path))))
+        return _kept_image(path, data_file(path))
     return _open_nifti(path)
 
 # %% ../../nbs/cohort/volumes.ipynb #3b4dad1c
@@ -356,7 +358,7 @@ def open_volume(
     except InputError:
         raise
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror or brief(e)}); give the path of a volume") from e
+        raise InputError(f"{path}: cannot be read ({brief(e)}); give the path of a volume") from e
     except Exception as e:  # readers fail in many ways
         name = _NAMES[volume_kind(path)]
         raise InputError(f"{path}: cannot be read as {name} ({brief(e)}); give a whole {name} file") from e

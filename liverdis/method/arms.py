@@ -28,8 +28,8 @@ from torchvision.transforms.v2 import RandAugment
 
 from ..core import InputError
 from .disentangle import Disentangler, classifier_learner, disentangle_learner
-from .mixture import MixtureLabels, ProportionSampler, SyntheticImages, mixture_learner
-from .models import classifier, classifier_network, encoder
+from .mixture import MixtureLabels, SyntheticImages, mixture_learner
+from .models import Classifier, Encoder, classifier_network
 from liverdis.method.rivals import (
     ClassWeights,
     ManifoldMixup,
@@ -53,13 +53,18 @@ from liverdis.method.variants import (
     reconstructions,
     swaps,
 )
-from ..settings import Settings
+from liverdis.settings import (
+    DecoderSettings,
+    MixtureSettings,
+    NetworkSettings,
+    Settings,
+    ViewSettings,
+    names_of,
+)
 
 # %% ../../nbs/method/arms.ipynb #ce3d6e3d
-_OWN = (  # how the names of the settings begin that an arm's own learner and network follow
-    *('batch_size', 'views', 'max_', 'weight_decay', 'mixture_'),
-    *('encoder_widths', 'decoder_widths', 'code_size', 'hidden', 'dropout'),
-)
+# the settings that an arm's own learner and network follow
+_OWN = ('batch_size', 'weight_decay', *names_of(ViewSettings, NetworkSettings, DecoderSettings, MixtureSettings))
 
 
 class ArmFold:
@@ -82,7 +87,7 @@ class ArmFold:
     def changed(self, **changes: Any) -> 'ArmFold':
         "The same fold with some settings changed. `InputError` for those that hold for the whole run."
         now = replace(self.settings, **changes)
-        fixed = [k for k in changes if not k.startswith(_OWN) and getattr(now, k) != getattr(self.settings, k)]
+        fixed = [k for k in changes if k not in _OWN and getattr(now, k) != getattr(self.settings, k)]
         if fixed:
             also = '; KeepLast, a callback, keeps the last epoch of one arm' if 'keep' in fixed else ''
             raise InputError(
@@ -188,7 +193,7 @@ class Generator:
 
 def _disentangler(settings: Settings) -> Disentangler:
     "Untrained networks of phase 2."
-    return Disentangler(encoder(settings), classifier(settings), settings)
+    return Disentangler(Encoder.of(settings), Classifier.of(settings), settings)
 
 
 def _phase2(fold: ArmFold) -> Learner:
@@ -226,7 +231,7 @@ def proposed(fold: ArmFold) -> Learner:
 # %% ../../nbs/method/arms.ipynb #7782cd8a
 @arm
 def duplicate_real(fold: ArmFold) -> Learner:
-    "as many extra views of real images as the proposed scheme has synthetic ones"
+    "as many extra views of real images as the proposed scheme has synthetic ones at a share of 1"
     s = fold.settings
     more = fold.changed(batch_size=2 * s.batch_size, views=2 * s.views)
     return classifier_learner(more.dls, s)
@@ -293,8 +298,9 @@ def mixture_split(fold: ArmFold) -> Learner:
 
 # %% ../../nbs/method/arms.ipynb #f2ff8aba
 def _with_images(fold: ArmFold, make: Callable) -> Learner:
-    "A classifier trained with one made image for each real one."
-    return classifier_learner(fold.dls, fold.settings, cbs=[SyntheticImages(make)])
+    "A classifier trained with made images, as many and as long as the settings say for mixtures."
+    s = fold.settings
+    return classifier_learner(fold.dls, s, cbs=[SyntheticImages(make, s.mixture_share, s.mixture_until)])
 
 
 @arm(needs='disentangle')
@@ -318,16 +324,16 @@ def proposed_plus(fold: ArmFold) -> Learner:
 @arm
 def code_mix(fold: ArmFold) -> Learner:
     "codes mixed inside the classifier that is being trained; nothing is decoded"
-    s = fold.settings
-    sampler = ProportionSampler(s.mixture_alpha, len(s.classes), fold.seed, fold.dls.device)
-    return classifier_learner(fold.dls, s, cbs=[MixedCodes(sampler)])
+    mixed = MixedCodes(fold.settings, fold.seed, fold.dls.device)
+    return classifier_learner(fold.dls, fold.settings, cbs=[mixed])
 
 
 @arm
 def code_extrapolation(fold: ArmFold) -> Learner:
     "codes moved away from the nearest code of their class; nothing is decoded"
-    make = extrapolated_codes(len(fold.settings.classes))
-    return classifier_learner(fold.dls, fold.settings, cbs=[CodeMixtures(make)])
+    s = fold.settings
+    added = CodeMixtures(extrapolated_codes(len(s.classes)), s.mixture_share, s.mixture_until)
+    return classifier_learner(fold.dls, s, cbs=[added])
 
 # %% ../../nbs/method/arms.ipynb #a4aa6834
 @arm
@@ -399,6 +405,4 @@ def _test_views(settings: Settings) -> TestViews:
 @arm(model=_test_views)
 def test_views(fold: ArmFold) -> Learner:
     "baseline, whose answers are averaged over the eight symmetries of the square"
-    learn = classifier_learner(fold.dls, fold.settings)
-    learn.model = TestViews(*learn.model)
-    return learn
+    return classifier_learner(fold.dls, fold.settings, model=_test_views(fold.settings))

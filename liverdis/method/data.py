@@ -7,7 +7,7 @@ __all__ = ['TensorROI', 'to_roi', 'RandomAffine', 'BatchDL', 'roi_block', 'datal
 
 # %% ../../nbs/method/data.ipynb #5de1d7b0
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -79,15 +79,15 @@ class RandomAffine(DisplayedTransform):
         return torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], 1).view(n, 2, 3)
 
 # %% ../../nbs/method/data.ipynb #224c33d9
-def _affine_grid(matrices, height, width):
+def _affine_grid(matrices: torch.Tensor, height: int, width: int) -> torch.Tensor:
     "`F.affine_grid` of `(n,2,3)` matrices, `(n,H,W,2)`."
     m = matrices[..., None, None]
     across, down = _pixel_centres(width, m.device), _pixel_centres(height, m.device)
     return (m[:, :, 0] * across + m[:, :, 1] * down[:, None] + m[:, :, 2]).movedim(1, -1)
 
 
-def _pixel_centres(n, device):
-    "The centres of `n` pixels that fill -1 to 1."
+def _pixel_centres(n: int, device: torch.device) -> torch.Tensor:
+    "The centres `(n,)` of `n` pixels that fill -1 to 1."
     return (2 * torch.arange(n, device=device) + 1) / n - 1
 
 # %% ../../nbs/method/data.ipynb #1f840c3c
@@ -135,13 +135,13 @@ class BatchDL(TfmdDL):
 
 # %% ../../nbs/method/data.ipynb #0eb48cc6
 @patch
-def _items(self: BatchDL, items):
+def _items(self: BatchDL, items: np.ndarray) -> tuple[torch.Tensor, ...]:
     "Read through fastai's pipeline, item by item."
     return tuple(map(torch.stack, zip(*(self.dataset[int(i)] for i in items))))
 
 # %% ../../nbs/method/data.ipynb #f3977ecb
 @patch
-def _load(self: BatchDL, items):
+def _load(self: BatchDL, items: torch.Tensor) -> tuple[torch.Tensor, ...]:
     "Read items and send them to the device, which on CUDA goes on in the background."
     parts = self.read(items.numpy())
     if self.device.type == 'cuda':
@@ -150,7 +150,7 @@ def _load(self: BatchDL, items):
 
 # %% ../../nbs/method/data.ipynb #08ec14c5
 @patch
-def _held_batches(self: BatchDL, batches):
+def _held_batches(self: BatchDL, batches: Iterable[torch.Tensor]) -> Iterator[tuple]:
     "Batches from what is kept on the device, which is filled by the first call."
     if self._held is None:
         pieces = [self._load(items) for items in torch.arange(len(self.dataset)).split(1024)]
@@ -162,7 +162,7 @@ def _held_batches(self: BatchDL, batches):
 
 # %% ../../nbs/method/data.ipynb #a72e3ceb
 @patch
-def _read_ahead(self: BatchDL, batches):
+def _read_ahead(self: BatchDL, batches: Iterable[torch.Tensor]) -> Iterator[tuple]:
     "Batches from the file, each read while the one before is in use."
     with ThreadPoolExecutor(1) as thread:
         coming = None
@@ -177,16 +177,16 @@ def _read_ahead(self: BatchDL, batches):
 class _GetRow:
     "A row of a table of the cohort, which stays behind when a Learner is exported."
 
-    def __init__(self, table, then):
+    def __init__(self, table: np.ndarray | RoiFile, then: Callable):
         self.table, self.then = table, then
 
-    def __call__(self, row):
+    def __call__(self, row: int) -> Any:
         return self.then(self.table[row])
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {'table': None, 'then': self.then}
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> '_GetRow':
         return self
 
 # %% ../../nbs/method/data.ipynb #5ff187dd
@@ -207,7 +207,7 @@ def roi_block(
     )
 
 
-def _rows(roles):
+def _rows(roles: pd.Series) -> list[list[int]]:
     "Row numbers of the training and of the validation part."
     return [np.flatnonzero(np.asarray(roles) == part).tolist() for part in ('train', 'valid')]
 
@@ -237,24 +237,35 @@ def dataloaders(
     )
 
 # %% ../../nbs/method/data.ipynb #40c6fd7d
-def _reader(rois, labels, rows, settings, device, on_device):
+def _reader(
+    rois: np.ndarray | RoiFile,
+    labels: pd.Series,
+    part: list[int],  # row numbers
+    settings: Settings,
+    device: str | torch.device,
+    on_device: bool | None,
+) -> dict[str, Any]:
     "What `BatchDL` is told of one part."
-    targets, rows = _targets(labels, settings), np.array(rows)
+    targets, rows = _targets(labels, settings), np.array(part)
     if on_device is None:
         on_device = len(rows) * settings.roi_size**2 * 4 <= _room(device)
     return {'read': lambda items: _read(rois, targets, rows[items], settings), 'on_device': on_device}
 
 
-def _room(device):
+def _room(device: str | torch.device) -> int:
     "Bytes that the images of one part may take on the device."
     return torch.cuda.mem_get_info(device)[0] // 4 if torch.device(device).type == 'cuda' else 2**30
 
 # %% ../../nbs/method/data.ipynb #4ecf5d9c
-def _targets(labels, settings):
+def _targets(labels: pd.Series, settings: Settings) -> TensorCategory:
+    "Class numbers `(N,)`."
     return TensorCategory(torch.tensor([settings.classes.index(label) for label in labels]))
 
 
-def _read(rois, targets, rows, settings):
+def _read(
+    rois: np.ndarray | RoiFile, targets: TensorCategory, rows: np.ndarray, settings: Settings
+) -> tuple[TensorROI, TensorCategory]:
+    "Images `(n,1,H,W)` and class numbers `(n,)` of some rows."
     return to_roi(rois[rows], settings), targets[torch.from_numpy(rows)]
 
 # %% ../../nbs/method/data.ipynb #586bc7d5
@@ -264,11 +275,10 @@ def batches(
     mask: np.ndarray | pd.Series,  # (N,) which rows
     settings: Settings,  # for classes and window
     device: str | torch.device = 'cpu',
-    bs: int = 256,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # images (B,1,H,W) in [0, 1], labels (B,)
     "The chosen rows in order, without augmentation, as plain tensors on the device."
     targets = _targets(labels, settings)
-    for rows in torch.from_numpy(np.flatnonzero(mask)).split(bs):
+    for rows in torch.from_numpy(np.flatnonzero(mask)).split(256):
         yield tuple(t.as_subclass(torch.Tensor).to(device) for t in _read(rois, targets, rows.numpy(), settings))
 
 # %% ../../nbs/method/data.ipynb #1d69b559
@@ -277,24 +287,22 @@ def load_split(
     labels: pd.Series,  # (N,) class names
     mask: np.ndarray | pd.Series,  # (N,) which rows
     settings: Settings,  # for classes and window
-    device: str | torch.device = 'cpu',
 ) -> tuple[torch.Tensor, torch.Tensor]:  # images (n,1,H,W) in [0, 1], labels (n,) as integers
     "The chosen rows in one piece."
-    images, targets = zip(*batches(rois, labels, mask, settings, device))
+    images, targets = zip(*batches(rois, labels, mask, settings))
     return torch.cat(images), torch.cat(targets)
 
 # %% ../../nbs/method/data.ipynb #67c06f44
 def phantom_fold(
     settings: Settings,  # size of the regions, folds, batch size
     counts: dict[str, int],  # class to number of lesions
-    seed: int = 1,  # of the phantom
 ) -> tuple[DataLoaders, Any, pd.DataFrame]:
     "DataLoaders of fold 1 of a small phantom, all its regions `(N,1,H,W)` in HU, and the case table with the folds."
     from liverdis.cohort.phantom.cohort import write_phantom  # loads DICOM writers, which training never needs
 
     s = settings
     with tempfile.TemporaryDirectory() as folder:
-        cohort = write_phantom(Path(folder), counts, seed)
+        cohort = write_phantom(Path(folder), counts, seed=1)
         rois = load_rois(cohort, s.margin, s.roi_size)
     cases = make_folds(cohort.df, s.n_folds, s.valid_share, seed=0)
     dls = dataloaders(rois, cases.label, cases.fold_1, s)

@@ -9,7 +9,7 @@ __all__ = ['CrossEntropy', 'classifier_learner', 'mean_and_spread', 'SpecifiedCo
 
 # %% ../../nbs/method/disentangle.ipynb #8d2a9582
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -26,18 +26,14 @@ from torch import nn
 
 from .data import TensorROI
 from .learner import RoiLearner
-from .models import classifier, classifier_network, decoder, encoder
+from .models import Classifier, Decoder, Encoder, classifier_network
 from ..settings import Settings
 
 # %% ../../nbs/method/disentangle.ipynb #96bf7d8b
 class CrossEntropy:
     "Cross entropy of logits `(B,K)` with labels `(B,)` or with class probabilities `(B,K)`."
 
-    def __init__(
-        self,
-        reduction: str = 'mean',  # or 'none': one number a case
-    ):
-        self.reduction = reduction
+    reduction = 'mean'  # fastai sets 'none' where it wants one number a case
 
     def __call__(self, pred: torch.Tensor, targ: torch.Tensor) -> torch.Tensor:
         "The loss."
@@ -61,13 +57,15 @@ def classifier_learner(
     dls: DataLoaders,  # of one fold
     settings: Settings,
     cbs: list[Callback] | None = None,  # further callbacks
+    model: nn.Module | None = None,  # images (B,1,S,S) to logits (B,K); None makes a `classifier_network`
+    splitter: Callable = _encoder_and_classifier,  # model to its layer groups
 ) -> RoiLearner:  # its model is `Sequential(encoder, classifier)`
-    "Phase 1, and the final classifier of either arm: an encoder and a classifier, cross entropy, Adam."
+    "Phase 1, and the final classifier of every arm: an encoder and a classifier, cross entropy, Adam."
     return RoiLearner(
         dls,
-        classifier_network(settings),
+        classifier_network(settings) if model is None else model,
         CrossEntropy(),
-        splitter=_encoder_and_classifier,
+        splitter=splitter,
         lr=settings.classifier_lr,
         wd=settings.weight_decay,
         metrics=accuracy,
@@ -77,11 +75,10 @@ def classifier_learner(
 # %% ../../nbs/method/disentangle.ipynb #0bbc7427
 def mean_and_spread(
     codes: torch.Tensor,  # (N,code), of the training part
-    floor: float = 0.1,  # no spread is below this share of the average one
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (code,) each
-    "What to subtract from a code, and what to divide it by."
+    "What to subtract from a code, and what to divide it by: no spread is below a tenth of the average one."
     spread = codes.std(0)
-    return codes.mean(0), spread.clamp_min(floor * spread.mean())
+    return codes.mean(0), spread.clamp_min(0.1 * spread.mean())
 
 # %% ../../nbs/method/disentangle.ipynb #53fcfb37
 class SpecifiedCode(nn.Module):
@@ -107,10 +104,9 @@ class SpecifiedCode(nn.Module):
     def fit_scale(
         self,
         c: torch.Tensor,  # (N,code), the codes of the training part
-        floor: float = 0.1,  # as of `mean_and_spread`
     ) -> None:
         "Take mean and spread of c, with which `Disentangler.decode` standardises."
-        mean, spread = mean_and_spread(c, floor)
+        mean, spread = mean_and_spread(c)
         self.code_mean.copy_(mean)
         self.code_scale.copy_(spread)
 
@@ -126,8 +122,8 @@ class Disentangler(SpecifiedCode):
     ):
         super().__init__(spec_encoder, spec_classifier, settings.code_size)
         self.classes = settings.classes
-        self.unspec_encoder, self.decoder = encoder(settings), decoder(settings)
-        self.adversary = classifier(settings).requires_grad_(False)
+        self.unspec_encoder, self.decoder = Encoder.of(settings), Decoder.of(settings)
+        self.adversary = Classifier.of(settings).requires_grad_(False)
 
     def decode(self, c: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
         "The image `(B,1,S,S)` that c and r, both `(B,code)`, describe together."
@@ -158,13 +154,14 @@ def encode(
 class DisentangleLoss:
     "Reconstruction error plus lambda times the adversary's cross entropy, the latter capped at chance."
 
+    reduction = CrossEntropy.reduction
+
     def __init__(
         self,
         lam: float,  # negative
         chance: float,  # entropy of the class frequencies, in nats
-        reduction: str = 'mean',  # or 'none': one number a case
     ):
-        self.lam, self.chance, self.reduction = lam, chance, reduction
+        self.lam, self.chance = lam, chance
 
     def __call__(self, pred: tuple, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         "The loss of `pred`, reconstructions and the adversary's logits."
@@ -256,7 +253,7 @@ def _step(self: Adversary, r, y):
         adversary.requires_grad_(False)
 
 # %% ../../nbs/method/disentangle.ipynb #2e4e44fb
-def mse(pred: tuple, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def mse(pred: tuple, x: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
     "Mean squared error of the reconstruction, images in [0, 1]."
     return F.mse_loss(pred[0], x)
 

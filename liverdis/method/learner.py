@@ -40,10 +40,10 @@ class _Halves(OptimWrapper):
         "The hyper-parameters of each layer group, by their fastai names."
         return [self._hyper(**group) for group in self.opt.param_groups[::2]]
 
-    def _hyper(self, params, betas, weight_decay, **others):
+    def _hyper(self, params: list, betas: tuple[float, float], weight_decay: float, **others: Any) -> dict[str, Any]:
         return {**others, 'mom': betas[0], 'sqr_mom': betas[1], 'wd': weight_decay}
 
-    def _set_hyper(self, k, v):
+    def _set_hyper(self, k: str, v: list) -> None:
         halves = [value for value in v for _ in range(2)]
         if k == 'wd':
             halves[1::2] = [0.0] * len(v)
@@ -78,7 +78,7 @@ class FusedAdam(_Halves):
 class _AvgMetric(AvgMetric):
     "fastai's average of a metric, on the device"
 
-    def accumulate(self, learn):
+    def accumulate(self, learn: Learner) -> None:
         bs = find_bs(learn.yb)
         self.total += to_detach(self.func(learn.pred, *learn.yb), cpu=False) * bs
         self.count += bs
@@ -87,7 +87,7 @@ class _AvgMetric(AvgMetric):
 class _AvgLoss(AvgLoss):
     "fastai's average loss, on the device"
 
-    def accumulate(self, learn):
+    def accumulate(self, learn: Learner) -> None:
         bs = find_bs(learn.yb)
         self.total += learn.loss.detach().mean() * bs
         self.count += bs
@@ -96,7 +96,7 @@ class _AvgLoss(AvgLoss):
 class _AvgSmoothLoss(AvgSmoothLoss):
     "fastai's smoothed training loss, on the device"
 
-    def accumulate(self, learn):
+    def accumulate(self, learn: Learner) -> None:
         loss = learn.loss.detach().mean()
         if self.count == 0:
             self.val = torch.zeros_like(loss)
@@ -104,7 +104,7 @@ class _AvgSmoothLoss(AvgSmoothLoss):
         self.val = torch.lerp(loss, self.val, self.beta)
 
 # %% ../../nbs/method/learner.ipynb #38b0a973
-def _device_metric(metric) -> Metric:
+def _device_metric(metric: Any) -> Metric:
     "fastai's `mk_metric`; a function becomes an average on the device"
     metric = mk_metric(metric)
     return _AvgMetric(metric.func) if type(metric) is AvgMetric else metric
@@ -142,7 +142,7 @@ class Recorder(fastai.learner.Recorder):
         "Fetch what an interrupted epoch left."
         self._fetch()
 
-    def _fetch(self):
+    def _fetch(self) -> None:
         if new := getattr(self, 'losses', [])[self._fetched :]:
             self.losses[self._fetched :] = torch.stack(new).cpu().unbind()
             self._fetched = len(self.losses)
@@ -151,10 +151,10 @@ class Recorder(fastai.learner.Recorder):
 class _CombinedCos:
     "fastai's `combined_cos`: along a cosine from `start` to `middle` for a share `pct` of the steps, then to `end`"
 
-    def __init__(self, pct, start, middle, end):
+    def __init__(self, pct: float, start: Any, middle: Any, end: Any):
         self.pct, self.start, self.middle, self.end = pct, start, middle, end
 
-    def __call__(self, pos):
+    def __call__(self, pos: float) -> Any:
         if pos < self.pct:
             return sched_cos(self.start, self.middle, pos / self.pct)
         return sched_cos(self.middle, self.end, (pos - self.pct) / (1 - self.pct))
@@ -163,7 +163,7 @@ class _CombinedCos:
 class _Scheduler(ParamScheduler):
     "fastai's, which reads the hyper-parameters once a step"
 
-    def after_batch(self):
+    def after_batch(self) -> None:
         now = self.opt.hypers[-1]
         for name, values in self.hps.items():
             values.append(now[name])
@@ -204,7 +204,7 @@ class _Direct(Learner):
         "Announce an event or, as in fastai, a list of them."
         return self._call_one(event_name) if isinstance(event_name, str) else super().__call__(event_name)
 
-    def _call_one(self, event_name):
+    def _call_one(self, event_name: str) -> None:
         if not hasattr(event, event_name):
             raise Exception(f'missing {event_name}')
         for cb in sorted(self.cbs, key=attrgetter('order')):
@@ -245,7 +245,7 @@ class RoiLearner(_OnDevice, _OneCycle, _Direct):
         if hasattr(self, 'recorder'):
             self.remove_cb(self.recorder).add_cb(Recorder())
 
-    def _set_device(self, b):
+    def _set_device(self, b: Any) -> Any:
         delivered = getattr(self.dl, 'device', None)
         return b if delivered == next(self.model.parameters()).device else super()._set_device(b)
 

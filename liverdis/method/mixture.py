@@ -237,10 +237,9 @@ def mixture_learner(
     net: Disentangler,  # trained in phase 2 on the same fold
     settings: Settings,
     seed: int = 0,  # of the mixtures
-    cbs: list[Callback] | None = None,  # further callbacks
     kind: type[MixtureLabels] = MixtureLabels,  # makes the mixtures
 ) -> RoiLearner:  # its model is `Sequential(encoder, classifier)`, freshly initialised
     "The proposed scheme: the classifier of phase 1, trained from scratch on real and mixed images."
     generator = copy.deepcopy(net).to(dls.device).eval()
     bank = CodeBank(*encode(generator.spec_encoder, dls.train.unaugmented()), len(settings.classes))
-    return classifier_learner(dls, settings, cbs=[kind(generator, bank, settings, seed), *(cbs or [])])
+    return classifier_learner(dls, settings, cbs=[kind(generator, bank, settings, seed)])

@@ -17,6 +17,7 @@ from torch import nn
 from .disentangle import Disentangler, swap
 from .learner import Hooked
 from .mixture import CodeBank, MixtureLabels, ProportionSampler, mixing_proportions
+from ..settings import Settings
 
 # %% ../../nbs/method/variants.ipynb #80b04248
 def reconstructions(
@@ -93,9 +94,9 @@ class SplitStatistics(Hooked):
 # %% ../../nbs/method/variants.ipynb #74d64f34
 def mixed_codes(
     sampler: ProportionSampler,
-    others: int = 3,  # how many other classes enter
+    others: int,  # how many other classes enter
 ) -> Callable:  # codes (B,D) and classes (B,) to codes and targets (B,K)
-    "Each code mixed with the nearest code of every other class in the batch."
+    "Each code mixed with the nearest codes of other classes in the batch."
 
     def make(c: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nearest = CodeBank(c.detach(), y, sampler.n_classes).nearest_per_class(c.detach(), y)
@@ -129,8 +130,10 @@ class CodeMixtures(Hooked):
     def __init__(
         self,
         make: Callable,  # codes (B,D) and classes (B,) to codes and targets (B,K)
+        share: float = 1.0,  # codes added for each real one, 0 to 1
+        until: float = 1.0,  # share of the training after which no more are added
     ):
-        self.make = make
+        self.make, self.share, self.until = make, share, until
 
     def before_fit(self) -> None:
         "Hook on to the encoder."
@@ -142,11 +145,12 @@ class CodeMixtures(Hooked):
         self.learn.yb = (F.one_hot(self.y, self.dls.c).float(),)
 
     def _extend(self, encoder, inputs, codes):
-        if not encoder.training:
+        if not encoder.training or self.learn.pct_train >= self.until:
             return codes
         made, targets = self.make(codes, self._labels)
-        self.learn.yb = (torch.cat([self.yb[0], targets]),)
-        return torch.cat([codes, made])
+        n = round(self.share * len(codes))
+        self.learn.yb = (torch.cat([self.yb[0], targets[:n]]),)
+        return torch.cat([codes, made[:n]])
 
 # %% ../../nbs/method/variants.ipynb #mixcodes2
 class MixedCodes(CodeMixtures):
@@ -154,10 +158,13 @@ class MixedCodes(CodeMixtures):
 
     def __init__(
         self,
-        sampler: ProportionSampler,
+        settings: Settings,  # share, concentration, number of other classes
+        seed: int = 0,
+        device: str | torch.device = 'cpu',
     ):
-        super().__init__(mixed_codes(sampler))
-        self.sampler = sampler
+        s = settings
+        self.sampler = ProportionSampler(s.mixture_alpha, len(s.classes), seed, device, s.mixture_favour)
+        super().__init__(mixed_codes(self.sampler, s.mixture_others), s.mixture_share, s.mixture_until)
 
     def state_dict(self) -> dict:
         "That of the sampler."

@@ -7,8 +7,6 @@ __all__ = ['probe_accuracy', 'majority_accuracy', 'swap_pairs', 'swap_consistenc
            'pca_mse', 'mean_ssim', 'radial_spectrum', 'spectrum_gap', 'real_or_decoded']
 
 # %% ../../nbs/study/codes.ipynb #598965b9
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -67,14 +65,12 @@ def swap_pairs(
 
 # %% ../../nbs/study/codes.ipynb #9ab45b84
 def swap_consistency(
-    predicted: ArrayLike,  # (N,) classes that the swap classifier sees in decoded swaps, or (N,4) probabilities
+    predicted: ArrayLike,  # (N,) classes that the swap classifier sees in decoded swaps
     code_labels: ArrayLike,  # (N,) class (0 to 3) of the case that gave c
     image_labels: ArrayLike,  # (N,) class (0 to 3) of the case that gave r
 ) -> dict[str, float]:  # swap_to_code, swap_to_image (0 to 1), n_pairs
     "Share of swaps classified as the class of c, and of r. `InputError` if no pair has two classes."
     seen, code, image = (np.asarray(a) for a in (predicted, code_labels, image_labels))
-    if seen.ndim == 2:
-        seen = seen.argmax(1)
     differ = code != image
     if not differ.any():
         raise InputError('no swap joins two classes: nothing to measure')
@@ -98,26 +94,19 @@ def same_class_partners(
     return partner
 
 # %% ../../nbs/study/codes.ipynb #bdd40344
-def _reconstruction_mse(decode: Callable, images: torch.Tensor, c: torch.Tensor, r: torch.Tensor) -> float:
-    "Mean squared error over all images, decoded 256 at a time."
-    batches = zip(images.split(256), c.split(256), r.split(256))
-    errors = [((decode(c, r) - x) ** 2).mean((1, 2, 3)).sum() for x, c, r in batches]
+def _image_mse(decoded: torch.Tensor, images: torch.Tensor) -> float:
+    "Mean squared error over all images, 256 at a time."
+    errors = [((a - b) ** 2).mean((1, 2, 3)).sum() for a, b in zip(decoded.split(256), images.split(256))]
     return float(sum(errors) / len(images))
 
 
-@torch.no_grad()
 def r_sensitivity(
-    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],  # c and r (B,D) to images, as `Disentangler.decode`
     images: torch.Tensor,  # (N,1,S,S) in [0, 1]
-    c: torch.Tensor,  # (N,D) their specified codes
-    r: torch.Tensor,  # (N,D) their unspecified codes
-    labels: ArrayLike,  # (N,) their classes
-    seed: int | list[int],  # of the pairing
+    rebuilt: torch.Tensor,  # (N,1,S,S), decoded from their own c and r
+    with_other_r: torch.Tensor,  # (N,1,S,S), decoded from their own c and the r of a partner of `same_class_partners`
 ) -> dict[str, float]:  # test_mse, test_mse_other_r, r_sensitivity (1 if the decoder ignores r)
     "Reconstruction error with the r of another case of the same class, relative to the error with a case's own r."
-    partner = torch.from_numpy(same_class_partners(labels, np.random.default_rng(seed))).to(r.device)
-    own = _reconstruction_mse(decode, images, c, r)
-    other = _reconstruction_mse(decode, images, c, r[partner])
+    own, other = _image_mse(rebuilt, images), _image_mse(with_other_r, images)
     return {'test_mse': own, 'test_mse_other_r': other, 'r_sensitivity': other / own}
 
 # %% ../../nbs/study/codes.ipynb #abebedab

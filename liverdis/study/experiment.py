@@ -45,6 +45,7 @@ from liverdis.study.codes import (
     probe_accuracy,
     r_sensitivity,
     real_or_decoded,
+    same_class_partners,
     spectrum_gap,
     swap_consistency,
     swap_pairs,
@@ -170,11 +171,16 @@ def _decode(net: Disentangler, c: torch.Tensor, r: torch.Tensor) -> torch.Tensor
     return torch.cat([net.decode(c, r) for c, r in zip(c.split(256), r.split(256))])
 
 
-def _quality(net: Disentangler, x_train: torch.Tensor, x: torch.Tensor, test: _Codes) -> dict[str, float]:
-    rebuilt = _decode(net, test.c, test.r)
+class _Images(NamedTuple):
+    x: torch.Tensor  # (N,1,S,S) of the test part
+    rebuilt: torch.Tensor  # (N,1,S,S), from their own codes
+
+
+def _quality(x_train: torch.Tensor, images: _Images, code_size: int) -> dict[str, float]:
+    x, rebuilt = images
     return {
         'mean_image_mse': float(((x_train.mean(0) - x) ** 2).mean()),
-        'pca_mse': pca_mse(x_train, x, test.r.shape[1]),
+        'pca_mse': pca_mse(x_train, x, code_size),
         'ssim': mean_ssim(rebuilt, x),
         'spectrum_gap': spectrum_gap(rebuilt, x),
         'real_or_decoded': real_or_decoded(x, rebuilt),
@@ -187,18 +193,18 @@ def _see(judge: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def _swaps(
-    net: Disentangler, judge: nn.Module, x: torch.Tensor, test: _Codes, seed: int, swap: str, name: str
+    net: Disentangler, judge: nn.Module, images: _Images, test: _Codes, seed: int, of_swaps: str, of_judge: str
 ) -> dict[str, float]:
-    "Swaps among the test cases x; `swap` and `name` begin the names of the results."
+    "Swaps among the test cases; `of_swaps` and `of_judge` begin the names of the results."
     image_rows, code_rows = swap_pairs(test.y, np.random.default_rng(seed))
     swapped = _see(judge, _decode(net, test.c[code_rows], test.r[image_rows]))
     shares = swap_consistency(swapped, test.y[code_rows], test.y[image_rows])
-    hits = lambda images: float((_see(judge, images) == test.y).float().mean())
+    hits = lambda x: float((_see(judge, x) == test.y).float().mean())
     return {
-        f'{swap}_to_code': shares['swap_to_code'],
-        f'{swap}_to_image': shares['swap_to_image'],
-        f'{name}_accuracy': hits(x),
-        f'{name}_rebuilt_accuracy': hits(_decode(net, test.c, test.r)),
+        f'{of_swaps}_to_code': shares['swap_to_code'],
+        f'{of_swaps}_to_image': shares['swap_to_image'],
+        f'{of_judge}_accuracy': hits(images.x),
+        f'{of_judge}_rebuilt_accuracy': hits(images.rebuilt),
     }
 
 # %% ../../nbs/study/experiment.ipynb #4d1e7a40
@@ -211,13 +217,13 @@ def _bank_swaps(net: Disentangler, judge: nn.Module, train: _Codes, test: _Codes
     return swap_consistency(seen, train.y[code_rows], test.y[image_rows])['swap_to_code']
 
 
-def _oracle(run: Run, net: Disentangler, x: torch.Tensor, train: _Codes, test: _Codes, seed: int) -> dict[str, float]:
+def _oracle(run: Run, net: Disentangler, images: _Images, train: _Codes, test: _Codes, seed: int) -> dict[str, float]:
     "What the run's oracle sees; nothing if there is none."
     if not run.oracle_file.exists():
         return {}
-    oracle = run.oracle().to(x.device)
+    oracle = run.oracle().to(images.x.device)
     bank = {'oracle_bank_to_code': _bank_swaps(net, oracle, train, test, seed)}
-    return _swaps(net, oracle, x, test, seed, 'oracle_swap', 'oracle') | bank
+    return _swaps(net, oracle, images, test, seed, 'oracle_swap', 'oracle') | bank
 
 # %% ../../nbs/study/experiment.ipynb #6884bb99
 @torch.no_grad()
@@ -226,12 +232,14 @@ def _measure(run: Run, task: Task, fold: _Fold, seed: int) -> dict[str, Any]:
     net, swap_classifier = (run.network(need).to(fold.device) for need in run.needs(task))
     train, test = (_encode_part(net, fold, role) for role in ('train', 'test'))
     x_train, x = (torch.cat([x for x, _ in fold.batches(role)]) for role in ('train', 'test'))
+    images = _Images(x, _decode(net, test.c, test.r))
+    partner = same_class_partners(test.y, np.random.default_rng([seed, 1]))
     return {
-        **r_sensitivity(net.decode, x, test.c, test.r, test.y, seed=[seed, 1]),
-        **_quality(net, x_train, x, test),
+        **r_sensitivity(*images, _decode(net, test.c, test.r[partner])),
+        **_quality(x_train, images, test.r.shape[1]),
         **_leakage(train, test),
-        **_swaps(net, swap_classifier, x, test, seed, 'swap', 'swap_classifier'),
-        **_oracle(run, net, x, train, test, seed),
+        **_swaps(net, swap_classifier, images, test, seed, 'swap', 'swap_classifier'),
+        **_oracle(run, net, images, train, test, seed),
     }
 
 # %% ../../nbs/study/experiment.ipynb #5466e492
@@ -541,9 +549,10 @@ def _measured(run: Run, task: Task) -> dict[str, Any]:
 
 def _generator_warnings(run: Run, task: Task, labels: pd.Series) -> list[str]:
     "What is wrong with a generator; its name comes first unless it is the paper's."
-    measured = _measured(run, task)
-    history, lam = run.record(task)['history'], GENERATORS[task.kind].settings(run.settings).lam
-    said = decoder_warnings(measured) + adversary_warnings(history, labels) + balance_warnings(history, lam)
+    measured, history = _measured(run, task), run.record(task)['history']
+    said = decoder_warnings(measured) if measured else []
+    said += adversary_warnings(history, labels)
+    said += balance_warnings(history, GENERATORS[task.kind].settings(run.settings).lam)
     return said if task.kind == 'disentangle' else [f'{task.kind}: {text}' for text in said]
 
 
@@ -587,7 +596,7 @@ def _samples(x: torch.Tensor, y: torch.Tensor, n: int, n_classes: int) -> np.nda
     return samples
 
 # %% ../../nbs/study/experiment.ipynb #2a90772f
-def _figure_arrays(run: Run, per_class: int = 6) -> dict[str, np.ndarray]:
+def _figure_arrays(run: Run) -> dict[str, np.ndarray]:
     "Test images of fold 1, and swaps among the first image of each class there."
     cases = run.cases(0)
     x, y = load_split(run.rois(), cases.label, cases.fold_1 == 'test', run.settings)
@@ -596,7 +605,7 @@ def _figure_arrays(run: Run, per_class: int = 6) -> dict[str, np.ndarray]:
     first = [int((y == k).nonzero()[0]) for k in classes]
     image, codes = x[first[:1]], x[first]  # a cyst gives r, as in the paper, if there is one
     return {
-        'samples': _samples(x, y, min(per_class, int(counts.min())), len(run.settings.classes)),
+        'samples': _samples(x, y, min(6, int(counts.min())), len(run.settings.classes)),
         'swap_image': image[0, 0].numpy(),
         'swap_code_images': codes[:, 0].numpy(),
         'swap_code_labels': y[first].numpy(),

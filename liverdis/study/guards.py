@@ -56,11 +56,11 @@ R_USED = 1.05  # r-sensitivity below which we say that the decoder hardly uses r
 def decoder_warnings(
     measured: dict[str, Any],  # of the task `measure`
 ) -> list[str]:
-    "A warning for a decoder that has collapsed or hardly uses r; none for measures that an old run lacks."
-    error, mean, ratio = (measured.get(k) for k in ('test_mse', 'mean_image_mse', 'r_sensitivity'))
-    if error is not None and mean is not None and not error < mean:
+    "A warning for a decoder that has collapsed or hardly uses r."
+    error, mean, ratio = (measured[k] for k in ('test_mse', 'mean_image_mse', 'r_sensitivity'))
+    if not error < mean:
         return [f'the decoder has collapsed: its error is {error:.4f}, that of the mean training image {mean:.4f}']
-    if ratio is not None and not ratio >= R_USED:
+    if not ratio >= R_USED:
         return [f"the decoder hardly uses r: with another case's r its error is {ratio:.2f} times as large"]
     return []
 

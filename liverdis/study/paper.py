@@ -18,11 +18,12 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from ..core import CLASSES
+from ..settings import Settings
 from .evaluate import per_class
 
 # %% ../../nbs/study/paper.ipynb #09ec9cde
 PAPER_ARMS = ('baseline', 'proposed')  # the paper's two trainings, as we call them
-DATASET = pd.Series((66, 81, 65, 27), CLASSES, name='cases')
+DATASET = pd.Series(Settings().cohort, CLASSES, name='cases')
 
 TABLE2 = pd.DataFrame(
     {'baseline': (64.8, 69.5, 68.6), 'proposed': (67.8, 75.6, 81.9)}, index=pd.Index((1, 2, 3), name='fold')
@@ -78,11 +79,9 @@ def fitting(
 Sizes = tuple[int, int, int]  # cases in each fold
 
 
-def divisions(
-    n: int = N_CASES,  # cases
-) -> list[Sizes]:  # each fold at least 1
+def divisions() -> list[Sizes]:  # each fold at least 1
     "Every ordered division of the cases into three folds."
-    return [(a, b, n - a - b) for a in range(1, n - 1) for b in range(1, n - a)]
+    return [(a, b, N_CASES - a - b) for a in range(1, N_CASES - 1) for b in range(1, N_CASES - a)]
 
 
 def possible_sizes(

@@ -21,10 +21,9 @@ from matplotlib.figure import Figure
 
 from ..cohort.ct import window
 from ..cohort.roi import RoiFile
-from ..core import CLASS_COLOURS, read_cases
+from ..core import CLASS_COLOURS, read_cases, show_framed
 from ..settings import Settings
 from .evaluate import confusion, draw_confusion, reliability
-from .paper_figures import show_framed
 
 # %% ../../nbs/study/report_figures.ipynb #79e534fd
 _DOTS = '#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00'.split()  # colours that a colour-blind reader tells apart
@@ -93,15 +92,14 @@ def draw_reliability(
 # %% ../../nbs/study/report_figures.ipynb #d5f0c45f
 def hardest(
     predictions: pd.DataFrame,  # predictions.csv
-    n: int = 8,
-) -> pd.DataFrame:  # index case_id; label, probability of it, and the class taken most often
-    "The cases whose own class gets the least probability, mean over arms and repeats."
+) -> pd.DataFrame:  # up to 8 rows, index case_id; label, probability of it, and the class taken most often
+    "The eight cases whose own class gets the least probability, mean over arms and repeats."
     own = predictions.apply(lambda row: row[f'p_{row.label}'], axis=1)
     groups = predictions.assign(own=own).groupby('case_id')
     table = groups.agg(
         label=('label', 'first'), probability=('own', 'mean'), taken_for=('predicted', lambda p: p.mode()[0])
     )
-    return table.sort_values('probability', kind='stable').head(n)
+    return table.sort_values('probability', kind='stable').head(8)
 
 # %% ../../nbs/study/report_figures.ipynb #b536f8fc
 def case_images(

@@ -32,10 +32,19 @@ import liverdis
 from ..cohort.folds import make_folds
 from ..cohort.manifest import Manifest, verify_files
 from ..cohort.roi import RoiFile, load_rois
-from ..core import CLASSES, InputError, read_cases, write_atomic
+from ..core import CLASSES, InputError, brief, file_sha256, read_cases, remove_parts, write_atomic
 from ..method.arms import ARMS, GENERATORS, chosen_arms
 from ..method.models import classifier_network
-from ..settings import PRESETS, Settings, settings_from_dict
+from liverdis.settings import (
+    PRESETS,
+    CodeSettings,
+    DecoderSettings,
+    DisentangleSettings,
+    MixtureSettings,
+    Settings,
+    names_of,
+    settings_from_dict,
+)
 from .paper import PAPER_ARMS
 
 # %% ../../nbs/study/run.ipynb #f6eb26b2
@@ -96,18 +105,9 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _file_checksum(path: Path) -> str:
-    "That of a file which may not fit into memory."
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for piece in iter(lambda: file.read(2**20), b''):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _refuse_changed(path: Path, now: str, recorded: str | None, remedy: str) -> None:
+def _refuse_changed(path: Path, now: str, recorded: str, remedy: str) -> None:
     "`InputError` if a file is not the one that was recorded."
-    if recorded is not None and now != recorded:
+    if now != recorded:
         raise InputError(f'{path}: was changed since it was written: {remedy}')
 
 # %% ../../nbs/study/run.ipynb #12814309
@@ -186,7 +186,9 @@ class TaskRecords:
             write_atomic(self.weights_file(task), content)
             record = {**record, 'weights_sha256': _checksum(content)}
         write_atomic(self.record_file(task), json.dumps(record, indent=1))
-        (self.folder / 'tasks' / task.name / 'checkpoint.pt').unlink(missing_ok=True)
+        checkpoint = self.folder / 'tasks' / task.name / 'checkpoint.pt'
+        checkpoint.unlink(missing_ok=True)
+        remove_parts(checkpoint)
 
 # %% ../../nbs/study/run.ipynb #889ba7d0
 _START_AGAIN = 'delete the folder and start again, or choose another --out'
@@ -218,14 +220,14 @@ class RunInput(TaskRecords):
 
     def cases(self, repeat: int) -> pd.DataFrame:
         "The fold table of one repeat, in the order of `rois`. `InputError` if somebody changed it."
-        table, recorded = _read_folds(self.folder, repeat), self.info.get('folds_sha256', {}).get(str(repeat))
+        table, recorded = _read_folds(self.folder, repeat), self.info['folds_sha256'][str(repeat)]
         _refuse_changed(self.folder / 'folds.csv', _folds_checksum(table), recorded, _START_AGAIN)
         return table
 
     def rois(self) -> RoiFile:
         "The regions of all cases, read from the file when indexed. `InputError` if somebody changed it."
         path = self.folder / 'rois.npy'
-        _refuse_changed(path, _file_checksum(path), self.info.get('rois_sha256'), _START_AGAIN)
+        _refuse_changed(path, file_sha256(path), self.info['rois_sha256'], _START_AGAIN)
         return RoiFile(path)
 
     def check_files(self) -> None:
@@ -264,14 +266,26 @@ class Run(RunInput):
         return [Task(repeat, fold, kind) for repeat in repeats for fold in folds for kind in kinds]
 
     def network(self, task: Task) -> Any:
-        "The trained network of a task that trains one, in evaluation mode."
+        "The network of a task, in evaluation mode. `InputError` unless it is trained and its files are its own."
+        self._check_record(task)
         if task.kind in GENERATORS:
             net = GENERATORS[task.kind].network(self.settings)
         else:
             model = classifier_network if task.kind == 'swap_classifier' else ARMS[task.kind].model
             net = model(self.settings)
-        net.load_state_dict(self._weights(task))
+        try:
+            net.load_state_dict(self._weights(task))
+        except (RuntimeError, OSError) as e:
+            why = f'cannot be loaded ({brief(e)}); train this task again'
+            raise InputError(f'{self.weights_file(task)}: {why}') from None
         return net.eval()
+
+    def classifier(self, repeat: int, fold: int, arm: str) -> Any:
+        "The network of an arm, or of 'swap_classifier'. `InputError` if the run has no such arm, or as `network`."
+        task = Task(repeat, fold, arm)
+        if arm not in (*self.arms, 'swap_classifier'):
+            raise InputError(f"{self.folder}: has no classifier {task.name}; it has {', '.join(self.arms)}")
+        return self.network(task)
 
     @property
     def oracle_file(self) -> Path:
@@ -284,13 +298,30 @@ class Run(RunInput):
             raise InputError(f'{self.folder}: an arm asks for an oracle: only studies with `oracle = true` have one')
         return _read_oracle(self.oracle_file, self.settings)
 
+    def _check_record(self, task: Task) -> None:
+        "`InputError` unless a task is done, its arm is known here, and its record is its own."
+        path, info = self.record_file(task), self.info
+        if not self.done(task):
+            raise InputError(
+                f'{self.folder}: {task.name} (repeat {task.repeat + 1}, fold {task.fold}) is not trained; choose one '
+                f"of 1 to {info['n_folds']}, of repeats 1 to {info['repeats']}, or let 'liverdis reproduce' finish"
+            )
+        if task.kind not in {*ARMS, *GENERATORS, 'swap_classifier'}:
+            raise InputError(
+                f"{self.folder}: '{task.kind}' is an arm of a file of your own; load it first (--arms FILE.py)"
+            )
+        record = self.record(task)
+        if (kind := record['task']['kind']) != task.kind:
+            raise InputError(f"{path}: is the record of '{kind}'; train this task again")
+        if tuple(record['classes']) != self.settings.classes:
+            raise InputError(f'{path}: has other classes, or another order, than run.json; train this task again')
+
     def _weights(self, task: Task) -> dict[str, torch.Tensor]:
         "What a task stored. `InputError` if the file is missing, damaged, or not the one that the task wrote."
         path = self.weights_file(task)
         again = f'delete {self.record_file(task).name} beside it, and the same command does the task again'
-        recorded = self.record(task).get('weights_sha256') if self.done(task) else None
         if path.exists():
-            _refuse_changed(path, _checksum(path.read_bytes()), recorded, again)
+            _refuse_changed(path, file_sha256(path), self.record(task)['weights_sha256'], again)
         return _read_weights(path, again)
 
 # %% ../../nbs/study/run.ipynb #7d535c0c
@@ -383,6 +414,7 @@ def _store_rois(folder: Path, manifest: Manifest, settings: Settings) -> None:
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        remove_parts(folder / 'rois.npy')
         load_rois(manifest, settings.margin, settings.roi_size, path=folder / 'rois.npy')
     except BaseException:
         if is_new:
@@ -402,7 +434,7 @@ def _new_run(folder: Path, manifest: Manifest, settings: Settings, folds: pd.Dat
     write_atomic(folder / 'folds.csv', folds.to_csv(index=False))
     info = {
         **facts,
-        'rois_sha256': _file_checksum(folder / 'rois.npy'),
+        'rois_sha256': file_sha256(folder / 'rois.npy'),
         'folds_sha256': _stored_folds(folder, folds.repeat.nunique()),
         'repeats': int(folds.repeat.nunique()),
         'n_folds': sum(name.startswith('fold_') for name in folds),
@@ -468,7 +500,7 @@ def _continue_run(run: Run, folds: pd.DataFrame, arms: list[str], asked: dict[st
     if repeats > run.info['repeats']:
         _refuse_other_folds(run, folds)
         write_atomic(run.folder / 'folds.csv', folds.to_csv(index=False))
-        wider |= {'folds_sha256': _stored_folds(run.folder, repeats)} if 'folds_sha256' in run.info else {}
+        wider['folds_sha256'] = _stored_folds(run.folder, repeats)
     (run.folder / 'results.json').unlink(missing_ok=True)  # of fewer tasks, or of some that are to be done again
     if wider != run.info:
         write_atomic(run.folder / 'run.json', json.dumps(wider, indent=1))
@@ -500,7 +532,7 @@ def _asked(manifest: Manifest, settings: Settings, device: str, arms_file: str |
     "What must be the same if a run goes on; the settings have the classes of the manifest."
     settings = dataclasses.replace(settings, classes=_manifest_classes(manifest, settings))
     as_stored = json.loads(json.dumps(dataclasses.asdict(settings)))
-    of_user = {'arms_sha256': _checksum(Path(arms_file).read_bytes())} if arms_file else {}
+    of_user = {'arms_sha256': file_sha256(arms_file)} if arms_file else {}
     return {'settings': as_stored, 'data_checksum': manifest.checksum, 'device': device, **of_user}
 
 # %% ../../nbs/study/run.ipynb #metasizes2
@@ -564,12 +596,12 @@ def start_run(
     return run
 
 # %% ../../nbs/study/run.ipynb #91a75f04
-_SHAPE_GENERATORS = ('decoder_widths', 'dropout', 'disentangle_', 'lam', 'adversary_', 'standardise')
-_SHAPE_MIXTURES = ('mixture_',)
+_SHAPE_GENERATORS = names_of(DecoderSettings, DisentangleSettings, CodeSettings)
+_SHAPE_MIXTURES = names_of(MixtureSettings)
 
 
 def _unread(kind: str) -> tuple[str, ...]:
-    "How the names of the settings begin that a kind of task cannot feel."
+    "The settings that a kind of task cannot feel."
     if kind in ('baseline', 'swap_classifier'):
         return _SHAPE_GENERATORS + _SHAPE_MIXTURES
     if kind not in ARMS:  # generators and what measures them
@@ -583,10 +615,10 @@ def task_key(
 ) -> str:  # the same for tasks of two runs whose results must be the same
     "All that the result of a task follows from."
     unread, info = _unread(task.kind), run.info
-    settings = {k: v for k, v in info['settings'].items() if not k.startswith(unread)}
-    folds = info.get('folds_sha256', {}).get(str(task.repeat), str(run.folder))
+    settings = {k: v for k, v in info['settings'].items() if k not in unread}
+    folds = info['folds_sha256'][str(task.repeat)]
     sees_oracle = run.oracle_file.exists() and (task.kind.startswith('measure') or _is_of_user(task.kind))
-    oracle = sees_oracle and _checksum(run.oracle_file.read_bytes())
+    oracle = sees_oracle and file_sha256(run.oracle_file)
     about = [info[k] for k in ('data_checksum', 'device', 'versions', 'git_revision')]
     return json.dumps([task.name, settings, folds, oracle, *about])
 

@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 from ..cohort.manifest import Manifest, save_manifest
 from ..core import CLASSES, InputError, read_cases, write_atomic
 from ..method.arms import GENERATORS, with_own_arms
-from ..settings import Settings, preset
+from ..settings import ImageSettings, NetworkSettings, Settings, names_of, preset
 from .evaluate import check_predictions
 from .experiment import check_machine, finish_runs, open_run, reproduce
 from .paper import PAPER_ARMS
@@ -282,7 +282,7 @@ def _oracle(study: Study, folder: Path, joined: Manifest, tested: set[str], **ho
     return run.folder / 'weights' / f'{task.name}.safetensors', run.record(task)['test']['accuracy']
 
 
-_SEEN_BY_ORACLE = ('roi_size', 'margin', 'window_centre', 'window_width', 'encoder_widths', 'code_size', 'hidden')
+_SEEN_BY_ORACLE = names_of(ImageSettings, NetworkSettings)
 
 
 def _can_judge(study: Settings, variant: Settings) -> bool:

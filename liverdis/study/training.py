@@ -7,7 +7,6 @@ __all__ = ['seed_all', 'Checkpoint', 'resumable_fit', 'KeepLast']
 
 # %% ../../nbs/study/training.ipynb #205d3d3f
 import math
-import os
 import pickle
 import random
 import time
@@ -24,7 +23,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 
-from ..core import InputError, brief, write_atomic
+from ..core import InputError, brief, whole_file, write_atomic
 
 # %% ../../nbs/study/training.ipynb #5187447d
 def seed_all(
@@ -52,13 +51,11 @@ def _save_checkpoint(path: Path, learn: Learner, state: dict[str, Any]) -> None:
     of_opt = {k: _plain(v) for k, v in learn.opt.state_dict().items() if k not in ('hypers', 'param_groups')}
     parts = {'state': state, 'model': learn.model.state_dict(), 'opt': of_opt}
     parts |= {cb.name: cb.state_dict() for cb in _stateful(learn)}
-    part = path.with_suffix('.tmp')
     try:
-        torch.save(parts, part)
-    except RuntimeError as e:  # what PyTorch makes of a full disk
-        part.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            torch.save(parts, file)
+    except (OSError, RuntimeError) as e:  # what PyTorch makes of a full disk
         raise InputError(f'{path}: cannot be written ({brief(e)}): make room, or choose another --out') from None
-    os.replace(part, path)
 
 # %% ../../nbs/study/training.ipynb #47f89faa
 def _put_back(saved: dict[str, Any], learn: Learner) -> dict[str, Any]:
@@ -133,7 +130,7 @@ class Checkpoint(_SeededEpochs):
 
     def before_fit(self) -> None:
         "Go on with fastai's smoothed training loss where it stood."
-        if stood := self.state.get('smooth_loss'):
+        if stood := self.state['smooth_loss']:
             self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = stood
 
     def before_epoch(self) -> None:

@@ -29,16 +29,14 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib import colormaps
 from PIL import Image
 from torch import nn
 
 from ..core import CLASS_COLOURS, InputError, write_atomic
-from ..study.run import Task
 from .retrieval import embedding, neighbours, precision_at_k, remoteness, usual
-from .saliency import hires_cam, occlusion
+from .saliency import hires_cam, map_colours, occlusion
 from .swaps import mixture, swap_grid
-from .trained import TrainedFold, load_network, open_fold
+from .trained import TrainedFold, open_fold
 
 # %% ../../nbs/use/explore.ipynb #b4f286ec
 def _source(pixels: np.ndarray) -> str:
@@ -244,10 +242,9 @@ def retrieve_panel(
 
 # %% ../../nbs/use/explore.ipynb #c19a62d7
 def _coloured(image: torch.Tensor, found: np.ndarray) -> np.ndarray:
-    "A map over an image `(1,S,S)`, `(S,S,3)`: orange above 0, purple below."
-    strength = found / max(np.abs(found).max(), 1e-9)
-    colour, alpha = colormaps['PuOr_r'](0.5 + strength / 2)[..., :3], 0.75 * np.abs(strength)[..., None]
-    return (1 - alpha) * np.repeat(image[0].numpy()[..., None], 3, 2) + alpha * colour
+    "A map over an image `(1,S,S)`, `(S,S,3)`."
+    colour, alpha = np.split(map_colours(found), [3], axis=2)
+    return (1 - alpha) * image[0].numpy()[..., None] + alpha * colour
 
 # %% ../../nbs/use/explore.ipynb #4a553e76
 def classifier_of(
@@ -255,12 +252,7 @@ def classifier_of(
     arm: str = 'proposed',
 ) -> nn.Module:
     "The classifier of an arm, trained on the same fold. Raises `InputError`."
-    task = Task(fold.task.repeat, fold.task.fold, arm)
-    if arm not in fold.run.arms or not fold.run.done(task):
-        raise InputError(
-            f"{fold.run.folder}: has no '{arm}' classifier for this fold; it has {', '.join(fold.run.arms)}"
-        )
-    return load_network(fold.run, task)
+    return fold.run.classifier(fold.task.repeat, fold.task.fold, arm)
 
 # %% ../../nbs/use/explore.ipynb #68c69fe4
 def _maps(net: nn.Module, image: torch.Tensor, k: int, name: str) -> tuple[list[str], str]:
@@ -376,14 +368,13 @@ def explore(
     run: str | Path,  # folder of a run
     fold: int = 1,
     repeat: int = 0,
-    arm: str = 'proposed',  # whose classifier Look shows
 ) -> widgets.VBox:
     "Swap, Mix, Retrieve, Look and Map of one fold, behind tabs. Raises `InputError`."
     there = open_fold(run, fold, repeat)
     panels = {'Swap': swap_panel, 'Mix': mix_panel, 'Retrieve': retrieve_panel, 'Map': map_panel}
     tabs = {name: make(there) for name, make in panels.items()}
     try:
-        tabs['Look'] = look_panel(there, arm)
+        tabs['Look'] = look_panel(there)
     except InputError as e:
         tabs['Look'] = widgets.HTML(html.escape(str(e)))
     data = html.escape(str(there.run.info.get('data', 'own data')))
@@ -398,22 +389,13 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-def _notebook(source: str) -> dict[str, Any]:
-    "A notebook of one cell."
-    cell: dict[str, Any] = {
-        'cell_type': 'code',
-        'id': 'explore',
-        'metadata': {},
-        'execution_count': None,
-        'outputs': [],
-    }
+def _notebook(source: str) -> str:
+    "A notebook of one cell, as the text of its file."
+    import nbformat  # comes with Voilà
+
     kernel = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
-    return {
-        'cells': [cell | {'source': source}],
-        'metadata': {'kernelspec': kernel},
-        'nbformat': 4,
-        'nbformat_minor': 5,
-    }
+    cell = nbformat.v4.new_code_cell(source)
+    return nbformat.writes(nbformat.v4.new_notebook(cells=[cell], metadata={'kernelspec': kernel}))
 
 # %% ../../nbs/use/explore.ipynb #3272e5e3
 _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
@@ -424,7 +406,7 @@ _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 def _write_page(folder: Path, source: str, token: str) -> Path:
     "The notebook of one cell, and Voilà's settings and template."
     settings = {'Voila': {'token': token}, 'VoilaConfiguration': {'template': 'liverdis'}}
-    write_atomic(folder / 'liverdis.ipynb', json.dumps(_notebook(source)))
+    write_atomic(folder / 'liverdis.ipynb', _notebook(source))
     write_atomic(folder / 'voila.json', json.dumps(settings))
     write_atomic(folder / 'voila/templates/liverdis/index.html.j2', _TEMPLATE)
     write_atomic(folder / 'voila/templates/liverdis/conf.json', json.dumps({'base_template': 'lab'}))
@@ -439,9 +421,9 @@ def _start(page: Path, port: int) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, '-m', 'voila', str(page), *options], env=environment)
 
 
-def _wait(server: subprocess.Popen, port: int, seconds: float = 60) -> None:
+def _wait(server: subprocess.Popen, port: int) -> None:
     "Until the server listens. `InputError` if it ends instead."
-    last = time.monotonic() + seconds
+    last = time.monotonic() + 60
     while time.monotonic() < last and server.poll() is None:
         with socket.socket() as s:
             if s.connect_ex(('127.0.0.1', port)) == 0:

@@ -18,7 +18,6 @@ from torch import nn
 from ..core import InputError, write_atomic
 from ..method.disentangle import Disentangler
 from ..study.run import Run, Task
-from .trained import load_network
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -63,16 +62,12 @@ def exportables(
     arm: str = 'proposed',  # whose classifier: an arm's, or that of 'swap_classifier'
 ) -> dict[str, Exportable]:  # by name of the file
     "The networks of one fold: a classifier and, once phase 2 is done, encoders and decoder. Raises `InputError`."
-    task, phase2 = Task(repeat, fold, arm), Task(repeat, fold, 'disentangle')
-    if arm not in (*run.arms, 'swap_classifier') or not run.done(task):
-        raise InputError(
-            f'{run.folder}: has no finished {task.name}; choose fold, repeat and arm among those of the run'
-        )
-    s = run.settings
+    s, phase2 = run.settings, Task(repeat, fold, 'disentangle')
+    classifier = _Classify(run.classifier(repeat, fold, arm))
     image = {'image': torch.rand(2, 1, s.roi_size, s.roi_size)}
-    found = {'classifier': Exportable(_Classify(load_network(run, task)), image, ('logits', 'probabilities'))}
+    found = {'classifier': Exportable(classifier, image, ('logits', 'probabilities'))}
     if run.done(phase2):
-        net = load_network(run, phase2)
+        net = run.network(phase2)
         codes = {'c': torch.rand(2, s.code_size), 'r': torch.rand(2, s.code_size)}
         found['spec_encoder'] = Exportable(net.spec_encoder, image, ('c',))
         found['unspec_encoder'] = Exportable(net.unspec_encoder, image, ('r',))
@@ -127,16 +122,15 @@ def to_onnx(
 # %% ../../nbs/use/export.ipynb #a2a365a9
 def halve(
     model: 'ModelProto',  # changed
-    at_least: int = 256,  # numbers; smaller tensors stay as they are
 ) -> 'ModelProto':
-    "The same model with its large tensors stored as float16 and converted when loaded."
+    "The same model with its tensors of 256 numbers or more stored as float16 and converted when loaded."
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     casts = []
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and values.size >= at_least:
+        if values.dtype == np.float32 and values.size >= 256:
             casts.append(helper.make_node('Cast', [f'{tensor.name}.half'], [tensor.name], to=TensorProto.FLOAT))
             tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f'{tensor.name}.half'))
     nodes = [*casts, *model.graph.node]

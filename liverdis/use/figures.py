@@ -18,12 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
-from ..core import CLASS_COLOURS, InputError, write_atomic
-from ..settings import Settings, settings_from_dict
+from ..core import CLASS_COLOURS, InputError, show_framed, write_atomic
+from ..settings import Settings
 from ..study.evaluate import arms_of, confusion
-from ..study.paper import PAPER_ARMS
-from ..study.paper_figures import fig3, fig5, show_framed, table3_figure
-from ..study.report import RunFiles, read_run, table2
+from ..study.report import RunFiles, paper_pictures, read_run, table2
 from .retrieval import nearest
 from .swaps import draw_bar, mixture, swap_grid
 from .trained import TrainedFold, open_fold
@@ -114,12 +112,11 @@ def _draw_mixture(fold: TrainedFold, place: SubplotSpec, row: int, shares: Mappi
 # %% ../../nbs/use/figures.ipynb #5ae03861
 def fig4(
     fold: TrainedFold,
-    seed: int = 0,  # of the proportions
 ) -> Figure:
     "A training sample, its nearest codes of other classes, the mixture and its target."
     row = int(fold.rows('train')[0])
     rows = [row, *_nearest_others(fold, row)]
-    shares = dict(zip(rows, np.random.default_rng(seed).dirichlet(np.ones(len(rows)))))
+    shares = dict(zip(rows, np.random.default_rng(0).dirichlet(np.ones(len(rows)))))
     fig = plt.figure(figsize=(1.5 * (1 + len(rows)), 2.5))
     grid = fig.add_gridspec(1, 1 + len(rows), left=0.01, right=0.99, top=0.84, bottom=0.12, wspace=0.08)
     for i, (case, share) in enumerate(shares.items()):
@@ -128,40 +125,14 @@ def fig4(
     _draw_mixture(fold, grid[len(rows)], row, shares)
     return fig
 
-# %% ../../nbs/use/figures.ipynb #4e67534e
-_SPECIAL = {c: '\\' + c for c in '&%$#_{}'}
-_SPECIAL |= {
-    '\\': r'\textbackslash{}',
-    '~': r'\textasciitilde{}',
-    '^': r'\textasciicircum{}',
-    '±': r'$\pm$',
-    '−': r'$-$',
-}
-
-
-def _latex_text(text: Any) -> str:
-    "Text for a LaTeX table."
-    return ''.join(_SPECIAL.get(c, c) for c in str(text))
-
 # %% ../../nbs/use/figures.ipynb #8713b739
 def latex_table(
     table: pd.DataFrame,
 ) -> str:
     "A table for LaTeX with booktabs; the index is the first column."
-    line = lambda cells: ' & '.join(map(_latex_text, cells)) + r' \\'
-    body = [line([name, *row]) for name, row in zip(table.index, table.values)]
-    head = line([table.index.name or '', *table.columns])
-    columns = 'l' + 'r' * table.shape[1]
-    parts = [
-        rf'\begin{{tabular}}{{{columns}}}',
-        r'\toprule',
-        head,
-        r'\midrule',
-        *body,
-        r'\bottomrule',
-        r'\end{tabular}',
-    ]
-    return '\n'.join(parts) + '\n'
+    cells = table.astype(str).reset_index(names=table.index.name or '')
+    text = cells.to_latex(index=False, escape=True, column_format='l' + 'r' * table.shape[1])
+    return text.replace('±', r'$\pm$').replace('−', '$-$')
 
 # %% ../../nbs/use/figures.ipynb #a2ab84e1
 def markdown_table(
@@ -188,13 +159,7 @@ CLAIMS = {
 # %% ../../nbs/use/figures.ipynb #bf9dbf40
 def _drawings(run: str | Path, files: RunFiles) -> dict[str, Callable[[], Figure]]:
     "What a run can draw, by name."
-    classes = settings_from_dict(files.results['settings']).classes
-    arms = [arm for arm in PAPER_ARMS if arm in arms_of(files.predictions)]
-    draw: dict[str, Callable[[], Figure]] = {}
-    if files.figures:
-        draw = {'fig3': lambda: fig3(files.figures, classes), 'fig5': lambda: fig5(files.figures, classes)}
-    if arms:
-        draw['table3'] = lambda: table3_figure(files.predictions, arms)
+    draw = paper_pictures(files)
     try:
         fold = open_fold(run)
     except InputError:

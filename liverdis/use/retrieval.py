@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from ..core import CLASS_COLOURS
-from ..study.paper_figures import show_framed
+from ..core import CLASS_COLOURS, show_framed
 from .trained import TrainedFold
 
 # %% ../../nbs/use/retrieval.ipynb #b0604538
@@ -53,10 +52,9 @@ _BY = {'c': 'by c', 'r': 'by r', 'pixels': 'by pixels'}
 def draw_neighbours(
     fold: TrainedFold,
     row: int,  # of the case, not one of training
-    k: int = 5,
 ) -> Figure:
-    "A case, and in a row each its nearest training cases by c, by r and by pixels."
-    found, name = neighbours(fold, row, k), fold.cases.label[row]
+    "A case, and in a row each its five nearest training cases by c, by r and by pixels."
+    found, name = neighbours(fold, row), fold.cases.label[row]
     n = len(found.loc['c'])
     fig, axs = plt.subplots(3, 1 + n, figsize=(1.35 * (1 + n), 4.6), layout='constrained')
     for line, (space, title) in zip(axs, _BY.items()):
@@ -129,21 +127,18 @@ def draw_embedding(
 def remoteness(
     fold: TrainedFold,
     codes: dict[str, torch.Tensor],  # 'c' and 'r', (n,code), standardised as by `TrainedFold.standardise`
-    k: int = 5,
 ) -> pd.DataFrame:  # (n,) rows; columns c and r
-    "Mean distance to the k nearest training cases."
+    "Mean distance to the five nearest training cases."
     train = fold.rows('train')
-    return pd.DataFrame({s: nearest(fold.spaces[s][train], codes[s], k)[0].mean(1) for s in ('c', 'r')})
+    return pd.DataFrame({s: nearest(fold.spaces[s][train], codes[s], 5)[0].mean(1) for s in ('c', 'r')})
 
 
 def usual(
     fold: TrainedFold,
-    share: float = 0.95,  # of the validation cases
-    k: int = 5,
 ) -> pd.Series:  # index c and r
-    "The distance to the training part that most validation cases stay under; above 0, even of codes all alike."
+    "The distance to the training part that 95 % of the validation cases stay under; above 0, even of codes all alike."
     valid = fold.rows('valid')
-    return remoteness(fold, {s: fold.spaces[s][valid] for s in ('c', 'r')}, k).quantile(share).clip(lower=1e-6)
+    return remoteness(fold, {s: fold.spaces[s][valid] for s in ('c', 'r')}).quantile(0.95).clip(lower=1e-6)
 
 # %% ../../nbs/use/retrieval.ipynb #c03b27f0
 @torch.no_grad()

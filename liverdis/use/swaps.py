@@ -16,8 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
-from ..core import CLASS_COLOURS
-from ..study.paper_figures import show_framed
+from ..core import CLASS_COLOURS, show_framed
 from .trained import TrainedFold
 
 # %% ../../nbs/use/swaps.ipynb #ef2058a3

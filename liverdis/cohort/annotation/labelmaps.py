@@ -191,10 +191,25 @@ def _place_notes(path: str | Path, headers: Sequence[SliceHeader], stack: SliceS
 OTHER_GRID_NOTE = 'has as many voxels as the CT but lies on another grid: look whether its affine is right'
 
 
+def _alike(headers: Sequence[SliceHeader], stack: SliceStack) -> bool:
+    "Whether a volume has as many voxels as the CT"
+    return headers[0].shape == stack.slices[0].shape and len(headers) == len(stack.slices) > 1
+
+
+def _refuse_lost_affine(path: str | Path, headers: Sequence[SliceHeader], stack: SliceStack) -> None:
+    "`InputError` for the voxels of the CT with an affine of 1 mm from zero, where the CT has another spacing"
+    spacing_mm = (*stack.slices[0].spacing_mm, *np.abs(np.diff(stack.normal_positions_mm)))
+    blank = np.array_equal(np.abs(open_volume(path).affine), np.eye(4))
+    if blank and _alike(headers, stack) and not np.allclose(spacing_mm, 1, atol=1e-3):
+        raise InputError(
+            f"{path}: has the voxels of the CT but lies at 0 in steps of 1 mm, as if its affine was lost; save it with "
+            "the CT's"
+        )
+
+
 def _grid_notes(resampled: bool, headers: Sequence[SliceHeader], stack: SliceStack) -> tuple[str, ...]:
     "What to say of a volume that is not on the grid of the CT"
-    alike = headers[0].shape == stack.slices[0].shape and len(headers) == len(stack.slices) > 1
-    return (RESAMPLED_NOTE, *[OTHER_GRID_NOTE] * alike) if resampled else ()
+    return (RESAMPLED_NOTE, *[OTHER_GRID_NOTE] * _alike(headers, stack)) if resampled else ()
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #0c8b5610
 def _on_slices(
@@ -226,6 +241,8 @@ def read_volume_mask(
     labels, notes = _volume_labels(path, layers), _place_notes(path, headers, stack)
     if BARE_NOTE in notes:
         headers = volume_headers(stack.slices[0].path)
+    else:
+        _refuse_lost_affine(path, headers, stack)
     for key, name in labels.selected(path, keys).items():
         layer = layers[labels.segments[key].layer if key else 0]
         here = _on_slices(layer, key, headers, stack, path)

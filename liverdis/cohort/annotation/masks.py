@@ -10,7 +10,6 @@ __all__ = ['PICTURE_KINDS', 'JPEG_NOTE', 'AS_SEEN', 'list_dicom_mask', 'read_dic
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
@@ -38,9 +37,9 @@ from liverdis.cohort.ct import (
     read_pixels,
     require_whole,
 )
-from ..door import guarded, require_file, require_size
+from ..door import guarded, kept_until_changed, reading, require_file, require_size
 from ..volumes import is_volume
-from ...core import InputError, brief
+from ...core import InputError
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #290bd5fd
 def _is_plain(ds: pydicom.Dataset) -> bool:
@@ -257,25 +256,16 @@ def _opened(path: str | Path) -> tuple[np.ndarray, bool]:
 # %% ../../../nbs/cohort/annotation/masks.ipynb #d34dbadd
 def _picture(path: str | Path) -> _Picture:
     require_file(path)
-    try:
+    with reading(path, "cannot be read as PNG, TIFF or JPEG", "give the mask as PNG"):
         image, lossy = _opened(path)
-    except InputError:
-        raise
-    except Exception as e:  # Pillow's errors are of many kinds
-        raise InputError(f"{path}: cannot be read as PNG, TIFF or JPEG ({brief(e)}); give the mask as PNG") from e
     if lossy:
         return _Picture(_sharpened(image, path), lossy)
     return _Picture(whole_numbers(image if image.ndim == 2 else _one_channel(image, path), path), lossy)
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #0561b14b
-@lru_cache(maxsize=1)
-def _cached_pictures(paths: tuple, changed: tuple) -> list[_Picture]:
+@kept_until_changed
+def _pictures(*paths: str | Path) -> list[_Picture]:
     return [_picture(p) for p in paths]
-
-
-def _pictures(paths: Sequence[str | Path]) -> list[_Picture]:
-    changed = [Path(p).stat().st_mtime_ns if Path(p).exists() else 0 for p in paths]
-    return _cached_pictures(tuple(paths), tuple(changed))
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #234fd8fe
 def picture_stem(
@@ -289,7 +279,7 @@ def _picture_labels(paths: Sequence[str | Path]) -> Labels:
     "The structures in the pictures of one stem"
     first = Path(paths[0])
     stem = picture_stem(first).strip('_-. ') or first.parent.name
-    return Labels.of_values(stem, label_values([p.values for p in _pictures(paths)], first))
+    return Labels.of_values(stem, label_values([p.values for p in _pictures(*paths)], first))
 
 # %% ../../../nbs/cohort/annotation/masks.ipynb #78e0a911
 @guarded
@@ -402,7 +392,7 @@ def read_pictures(
 ) -> list[Structure]:
     "Read pictures; `InputError` if they are no masks, or their slices are uncertain."
     ranks, notes = _pair(paths, stack)
-    names, pictures = _picture_labels(paths).selected(paths[0], keys), _pictures(paths)
+    names, pictures = _picture_labels(paths).selected(paths[0], keys), _pictures(*paths)
     for path, picture, rank in zip(paths, pictures, ranks):
         if picture.values.any() or len(paths) == 1:
             _check_picture(picture.values, stack.slices[rank], path)

@@ -255,7 +255,7 @@ def _planes(ds: Dataset, path: str | Path, stack: SliceStack, wanted: Collection
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #6f58ffe8
 def _has_geometry(h: SliceHeader) -> bool:
-    return None not in (h.position_mm, h.orientation, h.spacing_mm)
+    return h.placed and h.spacing_mm is not None
 
 
 def _on_own_slice(plane: _Plane, stack: SliceStack, rank: int, path: str | Path) -> SliceMask:

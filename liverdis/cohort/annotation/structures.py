@@ -83,7 +83,7 @@ class _PlacedSlices:
     def __init__(self, slices: Iterable[SliceHeader]):  # ascending along their normal
         self.slices = list(slices)
         first = self.slices[0]
-        self.placed = first.position_mm is not None and first.orientation is not None  # knows where it lies
+        self.placed = first.placed
         positions = [s.normal_position_mm for s in self.slices] if self.placed else [0.0]
         self.normal = first.axes[:, 2] if self.placed else np.array([0.0, 0.0, 1.0])
         self.normal_positions_mm = np.array(positions)

@@ -10,7 +10,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import pandas as pd
 
 from .contours import fill_polygons, on_nearest_plane
 from .structures import SliceStack, Structure, select_structures
-from ..door import guarded, require_file
+from ..door import guarded, kept_until_changed, require_file
 from ...core import InputError, brief
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #7b652433
@@ -48,7 +47,7 @@ def _read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, **_dialect(path), **options)
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror}); give the path of a CSV table") from e
+        raise InputError(f"{path}: cannot be read ({brief(e)}); give the path of a CSV table") from e
     except ValueError as e:
         raise InputError(f"{path}: is not a CSV table ({brief(e)}); save it as comma-separated UTF-8 text") from e
 
@@ -178,8 +177,8 @@ def _with_lesions(df: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     return df
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #c4befa39
-@lru_cache(maxsize=1)
-def _cached_table(path: Path, changed_ns: int) -> pd.DataFrame:
+@kept_until_changed
+def _kept_table(path: Path) -> pd.DataFrame:
     df = read_table(path)
     if _DEEPLESION <= set(df):
         return _from_deeplesion(df, path)
@@ -193,8 +192,7 @@ def lesion_table(
     path: str | Path,  # CSV
 ) -> pd.DataFrame:
     "A CSV of boxes or polygons in the form above, DeepLesion's too; `InputError` for a row without a lesion."
-    path = Path(path)
-    return _cached_table(path, path.stat().st_mtime_ns if path.exists() else 0).copy(deep=False)
+    return _kept_table(Path(path)).copy(deep=False)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #56db11be
 @guarded

@@ -16,9 +16,11 @@ import numpy as np
 
 from .painting import cover, smooth_field
 from .scanner import VirtualPatient
+from ...core import CLASSES
+from ...settings import Settings
 
 # %% ../../../nbs/cohort/phantom/lesions.ipynb #05cf8217
-COUNTS = {'cyst': 66, 'metastasis': 81, 'hemangioma': 65, 'healthy': 27}  # the paper, section 3.1
+COUNTS = dict(zip(CLASSES, Settings().cohort))  # the paper's
 
 
 @dataclass(frozen=True)

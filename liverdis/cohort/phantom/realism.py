@@ -146,10 +146,10 @@ def _weights(real: np.ndarray, patients: np.ndarray) -> np.ndarray:
     return weight * len(real) / 2
 
 # %% ../../../nbs/cohort/phantom/realism.ipynb #02d60f43
-def _auc_of_patients(features: np.ndarray, real: np.ndarray, patients: np.ndarray, seed: int) -> float:
+def _auc_of_patients(features: np.ndarray, real: np.ndarray, patients: np.ndarray) -> float:
     "How well the source of unseen patients is told, as an area under the ROC curve."
     n = min(5, *(len(np.unique(patients[real == side])) for side in (True, False)))
-    score, cv = np.zeros(len(real)), StratifiedGroupKFold(n, shuffle=True, random_state=seed)
+    score, cv = np.zeros(len(real)), StratifiedGroupKFold(n, shuffle=True, random_state=0)
     for train, test in cv.split(features, real, patients):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=2000))
         weight = _weights(real[train], patients[train])
@@ -164,7 +164,6 @@ def two_sample_test(
     real: np.ndarray,  # (N,) bool: of the real source
     patients: np.ndarray,  # (N,) names, none in both sources
     permutations: int = 199,  # of the sources between patients; the smallest p-value is 1/(permutations + 1)
-    seed: int = 0,  # of folds and permutations
 ) -> dict[str, float]:  # patients and squares of each, auc, chance_low and chance_high (5 and 95 %), p_value
     "Whether a classifier tells two sources apart by patients it has not seen; `InputError` for fewer than three each."
     real, patients = np.asarray(real, bool), np.asarray(patients)
@@ -172,11 +171,9 @@ def two_sample_test(
     if min(source.sum(), (~source).sum()) < 3:
         raise InputError(f"{source.sum()} real and {(~source).sum()} other patients; give at least three of each")
     features = np.array([square_features(np.asarray(s[0], float)) for s in squares])
-    auc, rng = _auc_of_patients(features, real, patients, seed), np.random.default_rng(seed)
+    auc, rng = _auc_of_patients(features, real, patients), np.random.default_rng(0)
     dealt = (pd.Series(rng.permutation(source.to_numpy()), source.index) for _ in range(permutations))
-    chance = np.array(
-        [_auc_of_patients(features, pd.Series(patients).map(d).to_numpy(), patients, seed) for d in dealt]
-    )
+    chance = np.array([_auc_of_patients(features, pd.Series(patients).map(d).to_numpy(), patients) for d in dealt])
     counts = dict(real_patients=int(source.sum()), other_patients=int((~source).sum()), real_squares=int(real.sum()))
     low, high = np.quantile(chance, (0.05, 0.95))
     p = (1 + (chance >= auc).sum()) / (1 + permutations)

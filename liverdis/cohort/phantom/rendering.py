@@ -76,12 +76,11 @@ def _spots(
     liver: np.ndarray,  # (512, 512) distance in mm, negative inside
     radius: float,  # mm
     rng: np.random.Generator,
-    tries: int,
-) -> np.ndarray:  # (tries, 2) rows and columns
+) -> np.ndarray:  # (60, 2) rows and columns
     "Random spots that lie at least a third of the radius below the liver's margin, or as deep as there is."
     coarse = liver[::4, ::4]
     deep = np.argwhere(coarse <= max(-0.35 * radius, coarse.min())) * 4
-    return deep[rng.integers(len(deep), size=tries)]
+    return deep[rng.integers(len(deep), size=60)]
 
 # %% ../../../nbs/cohort/phantom/rendering.ipynb #8b6d3fc6
 def place_lesion(
@@ -89,10 +88,9 @@ def place_lesion(
     liver: np.ndarray,  # (512, 512) distance in mm, negative inside
     radius: float,  # mm
     rng: np.random.Generator,
-    tries: int = 60,
 ) -> tuple[float, float]:  # (x, y) in mm
     "The middle of a lesion: of some random spots in the liver the one with most of the circle inside it."
-    spots = _spots(liver, radius, rng, tries)
+    spots = _spots(liver, radius, rng)
     turns = np.arange(12) * np.pi / 6
     circle = radius / (axis[1] - axis[0]) * np.stack([np.sin(turns), np.cos(turns)], 1)  # (12, 2) pixels
     points = np.clip(spots[:, None] + circle, 0, SIZE - 1).astype(int)
