@@ -2,6 +2,7 @@
 # or the package's metadata change.
 #   PYTHON=python3.12   the interpreter of a new .venv
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 OUT ?= runs/demo
@@ -82,7 +83,8 @@ build: ## sdist and wheel into dist/, checked as PyPI checks them
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools" build' EXIT && rm -rf build dist && \
 	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install --quiet --disable-pip-version-check build twine && \
 	"$$tools/bin/python" -m build && "$$tools/bin/twine" check --strict dist/* && \
-	if tar -tzf dist/*.tar.gz | grep -E '/(nbs|tests|tools|docs|benchmarks|data_manifest)/|\.(ipynb|npz|png|csv)$$'; then \
+	names=$$(tar -tzf dist/*.tar.gz) && \
+	if grep -E '/(nbs|tests|tools|docs|benchmarks|data_manifest)/|\.(ipynb|npz|png|csv)$$' <<<"$$names"; then \
 	  echo 'these do not belong into the sdist: see MANIFEST.in' >&2; exit 1; fi
 
 wheeltest: build ## install the wheel with the newest of everything, in an environment of its own, and use it as the README does

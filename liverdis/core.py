@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'CLASS_COLOURS', 'LIVER_WINDOW', 'show_hu', 'show_framed', 'InputError', 'brief', 'show_refusal',
-           'os_errors', 'whole_file', 'remove_parts', 'write_atomic', 'alone_in', 'file_sha256', 'csv_text',
-           'plain_text', 'read_cases']
+           'not_known', 'os_errors', 'whole_file', 'remove_parts', 'write_atomic', 'alone_in', 'file_sha256',
+           'csv_text', 'plain_text', 'read_cases']
 
 # %% ../nbs/core.ipynb #7f105fc7
 import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -94,6 +95,17 @@ def show_refusal(
     assert '\n' not in message, message
     print(message)
     return message
+
+# %% ../nbs/core.ipynb #notknwn2
+def not_known(
+    what: str,  # the name should be one of
+    name: str,
+    known: Iterable[str],
+) -> str:
+    "The message about a name that is none of those known: the nearest ones, or all."
+    names = list(known)
+    near = get_close_matches(name, names)
+    return f"{what} '{name}' is not known: " + ('perhaps ' if near else 'choose one of ') + ', '.join(near or names)
 
 # %% ../nbs/core.ipynb #2a601290
 def _refused(path: str | Path, e: OSError) -> InputError:

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .core import CLASSES, LIVER_WINDOW, InputError
+from .core import CLASSES, LIVER_WINDOW, InputError, not_known
 
 # %% ../nbs/settings.ipynb #d26cd783
 def _paper(default: Any, where: str) -> Any:
@@ -283,14 +283,18 @@ def settings_from_dict(
         return TypeAdapter(Settings).validate_python(values)
     except ValidationError as e:
         err = e.errors()[0]
-        raise InputError(f"setting '{err['loc'][0]}' = {err['input']!r}: {err['msg']}") from None
+        name = str(err['loc'][0])
+        if err['type'] == 'unexpected_keyword_argument':
+            raise InputError(not_known('setting', name, names_of(Settings))) from None
+        raise InputError(f"setting '{name}' = {err['input']!r}: {err['msg']}") from None
 
 # %% ../nbs/settings.ipynb #de3065dd
 def preset(
     name: str,  # 'paper', 'demo' or 'smoke'
+    /,
     **changes: Any,  # fields to change
 ) -> Settings:
     "A preset by name, with changes. Raises `InputError` for an unknown name, field or value."
     if name not in PRESETS:
-        raise InputError(f"preset '{name}' is not known: choose one of {', '.join(PRESETS)}")
+        raise InputError(not_known('preset', name, PRESETS))
     return settings_from_dict({**asdict(PRESETS[name]), **changes})

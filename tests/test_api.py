@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from liverdis.cohort.ingest import _sizes_of
 from liverdis.cohort.manifest import load_manifest, save_manifest
 from liverdis.cohort.phantom.cohort import phantom_in, write_phantom
 from liverdis.core import CLASSES, InputError
@@ -18,9 +19,11 @@ from liverdis.method.arms import ARMS, GENERATORS, load_arms
 from liverdis.method.mixture import mixing_proportions
 from liverdis.method.vae import ConditionalVAE
 from liverdis.settings import preset, settings_from_dict
+from liverdis.study.codes import pca_mse, real_or_decoded, spectrum_gap
 from liverdis.study.evaluate import PREDICTION_COLUMNS, calibration, confusion, read_predictions, reliability
 from liverdis.study.experiment import Job, reproduce, run_tasks
-from liverdis.study.run import Run, Task, fold_table, start_run, task_key
+from liverdis.study.guards import TOO_FEW_CASES, class_in_code
+from liverdis.study.run import Run, Task, fold_table, read_results, start_run, task_key
 from liverdis.study.studies import load_study, variants
 from liverdis.use import cli
 from liverdis.use.predict import _folds
@@ -112,6 +115,13 @@ def test_twelve_lesions_of_two_classes_are_enough(tmp_path):
         min(fold["n_test"] for fold in results["folds"]) < 5 and sum(fold["n_test"] for fold in results["folds"]) == 12
     )
     assert all(0 <= fold["disentangle"]["real_or_decoded"] <= 1 for fold in results["folds"])
+
+
+def test_a_cohort_that_does_not_fill_a_batch_is_refused_before_anything_is_written(tmp_path):
+    few = write_phantom(tmp_path / "phantom", {"cyst": 6, "metastasis": 6}, seed=1)
+    with pytest.raises(InputError, match="do not fill a batch of 32: use more cases, fewer folds, or a batch_size of"):
+        start_run(tmp_path / "run", few, preset("smoke", batch_size=32))
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_phantom_replaces_a_manifest(cohort, tmp_path):
@@ -258,3 +268,39 @@ def test_blank_rows_at_the_end_of_a_manifest(cohort, tmp_path):
     with path.open("a") as file:
         file.write("\n,,,,\n\n")
     assert json.dumps(load_manifest(path).df.to_dict()) == json.dumps(cohort.df.to_dict())
+
+
+class OnApple(torch.Tensor):
+    "A tensor on a device that has no float64"
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_what_is_measured_needs_no_float64_on_the_device():
+    x, y = (torch.rand(12, 1, 16, 16).as_subclass(OnApple) for _ in range(2))
+    assert all(np.isfinite(v) for v in (pca_mse(x, y, 3), spectrum_gap(x, y), real_or_decoded(x, y)))
+
+
+def test_a_setting_called_like_an_argument_is_one_that_is_not_known():
+    with pytest.raises(InputError, match="setting 'name' is not known"):
+        preset("smoke", **{"name": 3})
+
+
+def test_results_that_are_damaged(tmp_path):
+    (tmp_path / "results.json").write_text('{"folds": [')
+    with pytest.raises(InputError, match="results.json: is empty or damaged"):
+        read_results(tmp_path)
+
+
+def test_another_table_of_measurements(tmp_path):
+    (tmp_path / "measurements.csv").write_text("case,mm\na,3\n")
+    with pytest.raises(InputError, match="has no measurements.csv that can be read"):
+        _sizes_of(tmp_path)
+
+
+def test_a_part_of_one_class_tells_nothing():
+    assert class_in_code(1.0, 1.0, 10) == TOO_FEW_CASES

@@ -251,8 +251,8 @@ def test_identifiers_planted_everywhere(tmp_path, labelled):
 def test_ids_of_cases_are_class_and_number(tmp_path):
     plant(tmp_path / 'src')
     done = ingest(tmp_path / 'src', tmp_path / 'out', rules('*,ignore', '*GTV2,cyst', 'met*,metastasis'))
-    assert all(re.fullmatch(r'[0-9a-f]{12}-(cyst|metastasis)-\d', c) for c in done.manifest.df.case_id)
-    assert all(re.fullmatch(r's-[0-9a-f]{10}', s) for s in measured(tmp_path / 'out').structure)
+    assert all(re.fullmatch(r'[a-p][0-9a-f]{11}-(cyst|metastasis)-\d', c) for c in done.manifest.df.case_id)
+    assert all(re.fullmatch(r's-[a-p][0-9a-f]{9}', s) for s in measured(tmp_path / 'out').structure)
 
 
 def test_a_message_about_two_files_names_neither(tmp_path):
@@ -320,7 +320,7 @@ def test_what_is_used_in_doubt_is_not_called_left_out(tmp_path):
 def test_a_line_of_the_page_can_be_pasted(tmp_path):
     write_example(tmp_path / 'src', 'Doe^Jane', 'MRN-4711', 1, [(6, 62, 46, 9)])
     ingest(tmp_path / 'src', tmp_path / 'out')
-    line = re.search(r's-[0-9a-f]{10},cyst', (tmp_path / 'out/qc.html').read_text())[0]
+    line = re.search(r's-[a-p][0-9a-f]{9},cyst', (tmp_path / 'out/qc.html').read_text())[0]
     (tmp_path / 'labels.csv').write_text(f'name,label\n{line}\n')
     assert len(ingest(tmp_path / 'src', tmp_path / 'out', load_labels(tmp_path / 'labels.csv')).manifest) == 1
 

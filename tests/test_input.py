@@ -3,21 +3,35 @@
 import os
 import unicodedata
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset
 
-from liverdis.cohort import ct
+from liverdis.cohort import ct, decoding, roi
 from liverdis.cohort.annotation.readers import read_mask
-from liverdis.cohort.ct import AIR, read_series, read_slice, write_slice
+from liverdis.cohort.annotation.seg import _mentions
+from liverdis.cohort.annotation.tables import read_table
+from liverdis.cohort.ct import AIR, SliceHeader, read_series, read_slice, write_slice
 from liverdis.cohort.folds import make_folds
 from liverdis.cohort.healthy import GAP_MM, Liver, OutlinedPlane, _Square, near_lesions, place_healthy
 from liverdis.cohort.labels import LabelRules, Named, load_labels, shared_names, write_labels
 from liverdis.cohort.manifest import MANIFEST_COLUMNS, file_checksum, load_manifest, save_manifest, verify_files
-from liverdis.cohort.roi import Box, bounding_box, crop, extract_roi, lesion_box, load_rois
+from liverdis.cohort.roi import (
+    Box,
+    bounding_box,
+    cached_rois,
+    crop,
+    extract_roi,
+    lesion_box,
+    load_rois,
+    save_cached_rois,
+)
 from liverdis.core import CLASSES, InputError
 
 REALDATA = Path(os.environ.get('LIVERDIS_REALDATA', Path(__file__).parents[1] / '../shared/realdata')).resolve()
@@ -442,3 +456,80 @@ def test_a_bug_of_ours_is_no_damaged_file(tmp_path, monkeypatch):
     monkeypatch.delenv('LIVERDIS_BUGS')
     with pytest.raises(InputError, match='1.dcm: damaged file'):  # a user sees no traceback all the same
         read_slice(tmp_path / '1.dcm')
+
+
+# what a second maintainer found
+
+
+def test_a_column_that_occurs_twice(cohort, tmp_path):
+    save_manifest(cohort, tmp_path / 'manifest.csv')
+    lines = (tmp_path / 'manifest.csv').read_text().splitlines()
+    twice = [lines[0] + ',label', *(line + ',metastasis' for line in lines[1:])]
+    (tmp_path / 'manifest.csv').write_text('\n'.join(twice))
+    assert 'two columns label; keep one' in one_line(load_manifest, tmp_path / 'manifest.csv')
+
+
+def test_regions_of_another_version_are_cut_anew(cohort, tmp_path, monkeypatch):
+    m = save_manifest(cohort, tmp_path / 'manifest.csv')
+    save_cached_rois(m, 0.25, 32, (np.full((1, 1, 32, 32), 7.0) for _ in range(3)))
+    assert (np.asarray(load_rois(m, 0.25, 32)) == 7).all()
+    monkeypatch.setattr(roi, '__version__', 'another')
+    assert cached_rois(m, 0.25, 32) is None and not (np.asarray(load_rois(m, 0.25, 32)) == 7).any()
+
+
+def test_values_that_do_not_fit_into_16_bits_are_not_written(tmp_path):
+    assert '40000 HU do not fit' in one_line(write_slice, tmp_path / 'ct.dcm', np.full((4, 4), 40000.0))
+    assert not (tmp_path / 'ct.dcm').exists()
+
+
+def test_signed_12_bits_with_zeros_above_them(tmp_path):
+    "DICOM leaves open what stands in the bits that are not stored"
+    hu = np.linspace(-1000, 1000, 64 * 64).reshape(64, 64).round()
+    ds = write_slice(tmp_path / 'ct.dcm', hu, RescaleIntercept=0, BitsStored=12, HighBit=11)
+    ds.PixelData = (np.frombuffer(ds.PixelData, '<u2') & 0xFFF).tobytes()
+    ds.save_as(tmp_path / 'ct.dcm')
+    np.testing.assert_array_equal(read_slice(tmp_path / 'ct.dcm').hu, hu)
+    ds.PixelData = (np.frombuffer(ds.PixelData, '<u2') | 0x1000).tobytes()
+    ds.save_as(tmp_path / 'ct.dcm')
+    assert 'more than BitsStored 12' in one_line(read_slice, tmp_path / 'ct.dcm')
+
+
+def test_a_system_that_sets_no_limit_of_memory_decodes_all_the_same(monkeypatch):
+    "macOS"
+    asked = []
+
+    def refuse(*limit):
+        asked.append(limit)
+        raise ValueError('current limit exceeds maximum limit')
+
+    monkeypatch.setattr('resource.setrlimit', refuse)
+    decoding._limit_memory()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize('uid, said', [('1.2.3.10', True), ('1.2.3.1', False), ('1.2.3', False), ('2.3.10', False)])
+def test_a_frame_names_a_whole_uid(uid, said):
+    source, derivation, group, file = Dataset(), Dataset(), Dataset(), BytesIO()
+    source.ReferencedSOPInstanceUID = '1.2.3.10'
+    derivation.SourceImageSequence = [source]
+    group.DerivationImageSequence = [derivation]
+    group.file_meta = pydicom.dataset.FileMetaDataset()
+    group.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    group.save_as(file, enforce_file_format=False)
+    read = pydicom.dcmread(BytesIO(file.getvalue()), force=True)
+    header = SliceHeader(shape=(4, 4), spacing_mm=(1, 1), sop_uid=uid, path=Path('x'))
+    assert _mentions(read, header) is said
+
+
+@pytest.mark.parametrize('end', ['', '\n'])
+def test_a_table_of_windows_that_ends_in_an_accent(tmp_path, end):
+    (tmp_path / 'labels.csv').write_bytes(f'label,name\nignore,café{end}'.encode('cp1252'))
+    assert list(read_table(tmp_path / 'labels.csv').name) == ['café']
+
+
+@pytest.mark.parametrize('share', [0.01, 0.05, 0.3, 0.9])
+def test_any_share_leaves_something_for_training_and_for_validation(share):
+    df = random_cohort([15] * len(CLASSES), 3)
+    folds = make_folds(df, 3, share, seed=0)
+    for k in (1, 2, 3):
+        assert {'train', 'valid', 'test'} == set(folds[f'fold_{k}'])

@@ -269,6 +269,57 @@ def test_boxes_between_the_slices_do_not_widen_those_on_them(tmp_path):
     check_thin(read_structures([tmp_path / 'boxes.csv'], 'boxes', thick), thick, boxes)
 
 
+# a number is a lesion
+
+
+NUMBERED = LabelRules(
+    tuple((f'tumor#{n}', label, '*') for n, label in enumerate(('hemangioma', 'cyst', 'metastasis'), 1))
+)
+SPOTS = [box((8 + 12 * i, 16 + 12 * i), (20, 30), (3 * i, 3 * i + 2)) for i in range(4)]  # from foot to head
+
+
+def numbered(source, spots, labels=NUMBERED, n=0):
+    "A second run with other growths: the labels of its lesions by their first rows, and why there are fewer"
+    nifti(source / 'anna/tumor.nii.gz', sum(SPOTS[i] for i in spots))
+    done = ingest(source, out := source.with_name('out'), labels, options=IngestOptions(healthy=n))
+    m = pd.read_csv(out / 'measurements.csv') if done.manifest else pd.DataFrame(columns=['row_min', 'label'])
+    return dict(zip(m.row_min, m.label)), done.skipped.reason[done.skipped.failed].tolist()
+
+
+@pytest.mark.parametrize('again', [(1, 2, 3), (1, 2), (0, 2, 3), (0, 1)])
+def test_labels_by_number_stay_with_their_lesions(source, again):
+    "Where a number is another lesion's now, nothing is labelled by it, not even in a run for another reason"
+    before, _ = numbered(source, (0, 1, 2))
+    assert before == {8: 'hemangioma', 20: 'cyst', 32: 'metastasis'}
+    for n in (0, 1):
+        labelled, reasons = numbered(source, again, n=n)
+        if again == (0, 1):
+            assert {k: v for k, v in labelled.items() if v != 'healthy'} == {
+                8: 'hemangioma',
+                20: 'cyst',
+            } and not reasons
+        else:
+            assert not labelled and len(reasons) == 1 and 'numbered anew' in reasons[0]
+    if again == (1, 2, 3):
+        corrected = LabelRules(
+            (('tumor#1', 'cyst', '*'), ('tumor#2', 'metastasis', '*'), ('tumor#3', 'hemangioma', '*'))
+        )
+        assert numbered(source, again, corrected) == ({20: 'cyst', 32: 'metastasis', 44: 'hemangioma'}, [])
+        assert numbered(source, again, corrected, 1)[1] == []
+
+
+def test_a_number_in_addition_does_not_excuse_the_others(source):
+    numbered(source, (1, 2), LabelRules(NUMBERED.rules[:2]))
+    numbered(source, (0, 1, 2), LabelRules(NUMBERED.rules[:2]))
+    labelled, reasons = numbered(source, (0, 1, 2))
+    assert not labelled and 'numbered anew' in reasons[0]
+
+
+def test_lesions_of_one_label_may_move(source):
+    numbered(source, (0, 1), TUMOUR)
+    assert numbered(source, (1, 2, 3), TUMOUR) == ({20: 'cyst', 32: 'cyst', 44: 'cyst'}, [])
+
+
 # healthy is only what is known to be
 
 
@@ -325,6 +376,75 @@ def test_no_square_is_healthy_where_a_lesion_is_empty_for_its_reader(source):
     assert squares.patient_id.nunique() == 1 and len(reasons) == 1
     told = pd.read_csv(source.with_name('out') / 'skipped.csv').reason
     assert told.str.contains('is empty on the slices of its series; .* points').any()
+
+
+@pytest.mark.parametrize('label', ['cyst', 'avoid', None, 'ignore'])
+@pytest.mark.parametrize('n_open', [4, 2])
+def test_no_square_is_healthy_where_a_structure_is_drawn_in_open_lines(source, label, n_open):
+    "All of it, or half"
+    berta(source)
+    slices = [pydicom.dcmread(source / f'berta/ct/s{k}.dcm') for k in range(SLICES)]
+    formats.rtstruct(source / 'berta', slices, GROWTH.T.astype(bool), 'mass')
+    ds = pydicom.dcmread(path := source / 'berta/rtstruct.dcm')
+    for contour in ds.ROIContourSequence[0].ContourSequence[:n_open]:
+        contour.ContourGeometricType = 'OPEN_PLANAR'
+    ds.save_as(path)
+    labels = LabelRules((*TUMOUR.rules, *([('mass', label, '*')] if label else [])))
+    squares, reasons = healthy(source, labels)
+    assert squares.patient_id.nunique() == (2 if label == 'ignore' else 1) and len(reasons) == (label != 'ignore')
+    told = pd.read_csv(source.with_name('out') / 'skipped.csv').reason
+    what = 'empty' if n_open == 4 else 'not whole'
+    assert told.str.startswith(f'is {what} on the slices of its series').any() == (label != 'ignore')
+
+
+@pytest.mark.parametrize('gap, near', [(2.5, True), (7.5, True), (15.0, False)])
+@pytest.mark.parametrize('kind', ['nifti', 'rtstruct', 'seg'])
+def test_no_square_is_healthy_beside_what_begins_beyond_the_series(source, gap, near, kind):
+    "The growth lies above the last slice, which is 37.5 mm high"
+    berta(source)
+    first = SLICES - 1 + int(gap / STEP_MM)
+    mask = np.zeros((first + 4, SIDE, SIDE), bool)
+    mask[first:, 10:50, 10:50] = True
+    ct_of = [pydicom.dcmread(source / 'berta/ct/s0.dcm') for _ in mask]
+    for k, d in enumerate(ct_of):
+        d.ImagePositionPatient, d.SOPInstanceUID = [0, 0, STEP_MM * k], f'1.3.2.{k + 1}'
+        d.filename = source.with_name(f'{k}.dcm')
+        d.save_as(d.filename)
+    if kind == 'nifti':
+        nifti(source / 'berta/scar.nii.gz', mask.T.astype(np.uint8))
+    else:
+        getattr(formats, kind)(source / 'berta', ct_of, mask, 'scar')
+    squares, reasons = healthy(source, LabelRules((*TUMOUR.rules, ('scar', 'avoid', '*'))))
+    assert squares.patient_id.nunique() == (1 if near else 2) and len(reasons) == near
+
+
+def test_squares_lie_where_a_liver_is_outlined(source):
+    "On every third slice, and smaller from one to the next: between them it is not known where it ends"
+    cone = np.zeros_like(LIVER)
+    for k in range(0, SLICES, 3):
+        cone[4:60, 4 : 60 - 2 * k, k] = 1
+    nifti(source / 'anna/liver.nii.gz', cone)
+    nifti(source / 'anna/tumor.nii.gz', box((4, 8), (4, 8), (0, 4)))
+    squares, _ = healthy(source, n=12)
+    assert len(squares) and (squares.slice_index % 3 == 0).all()
+
+
+@pytest.mark.parametrize('value', [1, 2, 255])
+def test_the_one_value_of_a_map_called_liver_may_be_the_tumour(source, value):
+    "Anna's has both; a line for the value counts, and the name alone makes no liver of value 2"
+    (source / 'anna/liver.nii.gz').unlink()
+    (source / 'anna/tumor.nii.gz').unlink()
+    berta(source)
+    nifti(source / 'anna/liver.nii.gz', LIVER + GROWTH)
+    nifti(source / 'berta/liver.nii.gz', value * GROWTH)
+    labels = LabelRules((('liver:1', 'liver', '*'), ('liver:2', 'cyst', '*')))
+    for rules, label in ((labels, 'cyst'), (LabelRules(labels.rules[:1]), None)):
+        done = ingest(source, source.with_name('out'), rules, options=IngestOptions(healthy=0))
+        n = done.manifest.df.label.value_counts().to_dict() if done.manifest else {}
+        assert n.get('cyst', 0) == (0 if label is None else 1 + (value == 2))
+        assert ('liver' in done.lacking.name.tolist()) == (value == 2 and label is None) and not done.unmatched
+        again = ingest(source, source.with_name('out'), rules, options=IngestOptions(healthy=0))
+        assert again.redone == 0
 
 
 @pytest.mark.parametrize('z_mm', ['15', '150'])

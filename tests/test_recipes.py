@@ -11,7 +11,8 @@ from typer.main import get_command
 
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LABELS, Named, load_labels
-from liverdis.core import CLASSES
+from liverdis.cohort.recipes import _mct_kinds
+from liverdis.core import CLASSES, InputError
 from liverdis.use.cli import app
 
 FOLDER = Path(__file__).parent.parent / "data_manifest"
@@ -156,3 +157,9 @@ def test_deeplesion_boxes_are_no_lung(tmp_path):
     ingest(REALDATA / "deeplesion", tmp_path / "out", load_labels(tmp_path / "labels.csv"), "boxes")
     measured = pd.read_csv(tmp_path / "out/measurements.csv")
     assert len(measured) == 12 and measured.hu_mean.between(20, 160).all()  # soft tissue; the lung has -800 HU
+
+
+def test_a_table_of_mct_that_is_empty(tmp_path):
+    (tmp_path / "meta_info_patient.tab").write_text("")
+    with pytest.raises(InputError, match="meta_info_patient.tab"):
+        _mct_kinds(tmp_path)

@@ -116,7 +116,7 @@ def test_what_lies_beside_a_cohort_stays(made, cohort):
         'notes.txt',
         'cases/notes.txt',
         'cases/atlas/1.dcm',
-        'cases/0123456789ab/scan.dcm',
+        'cases/b123456789ab/scan.dcm',
         'figures/manifest.csv',
     ]
     for name in others:

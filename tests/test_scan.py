@@ -902,12 +902,15 @@ def test_mask_whose_numbers_lie_apart_is_read_again_when_they_change(tmp_path, s
     assert sizes == [64, 144]
 
 
-def test_one_scan_under_two_patient_ids_is_told(tmp_path):
-    for patient in ('P1', 'P2'):
-        series(tmp_path / 'src' / patient, patient)
-        Image.fromarray(outline()).save(tmp_path / 'src' / patient / '1-02.png')
+@pytest.mark.parametrize('drawn', [('1-02', '1-02'), ('1-01', '1-03')], ids=['same slice', 'another lesion'])
+@pytest.mark.parametrize('values', [(60, 60), (60, 70)])
+def test_one_scan_under_two_patient_ids_is_told(tmp_path, drawn, values):
+    for patient, name, value in zip(('P1', 'P2'), drawn, values):
+        series(tmp_path / 'src' / patient, patient, value)
+        Image.fromarray(outline()).save(tmp_path / 'src' / patient / f'{name}.png')
     _, done = measured(tmp_path / 'src')
-    assert len(done.manifest) == 2 and 'one person would count as two' in why_not(done)
+    told = 'one person would count as two' in why_not(done)
+    assert len(done.manifest) == 2 and told == (values[0] == values[1])
 
 
 def test_patients_that_are_removed_are_told(tmp_path):
@@ -975,3 +978,98 @@ def test_outlines_of_another_patient_in_the_same_space_are_refused(tmp_path, pat
     ds.save_as(f)
     annotations, told = found(tmp_path / 'src')
     assert bool(annotations) == fits and any('another PatientID' in reason for reason in told) != fits
+
+
+def test_what_a_network_proposed_in_monai_label_gives_way_to_what_was_approved(tmp_path):
+    "P1's proposal has a second lesion, which the expert deleted; P2 was never looked at"
+    src, apart = tmp_path / 'src', outline() + outline(slice(40, 48), slice(30, 38))
+    stack = lambda mask: np.stack([0 * mask, mask, 0 * mask])
+    (src / 'labels/final').mkdir(parents=True)
+    (src / 'labels/original').mkdir()
+    for seed, name in enumerate(['P1', 'P2']):
+        to_nifti(np.stack([body(60, 3 * seed + k) for k in range(3)]).astype(np.int16), src / f'{name}.nii.gz')
+        to_nifti(stack(apart), src / f'labels/original/{name}.nii.gz')
+    to_nifti(stack(outline()), src / 'labels/final/P1.nii.gz')
+    table, done = measured(src)
+    assert len(table) == 1 and sum('proposed in MONAI Label' in p.reason for p in done.problems) == 2
+    for path in (src / 'labels/final').iterdir():
+        path.unlink()
+    table, done = measured(src)
+    assert len(table) == 4 and 'MONAI' not in why_not(done)
+
+
+def masks_apart(folder, **tags):
+    "A DICOM mask of the middle of three slices of `series`, each file with a series and a study of its own"
+    for k in range(3):
+        uids = dict(SeriesInstanceUID=f'1.7.{k}', StudyInstanceUID=f'1.8.{k}')
+        folder.mkdir(parents=True, exist_ok=True)
+        write_slice(folder / f'{k}.dcm', outline() * (k > 0) - 0.0, position_mm=(0, 0, 5 * k), **(uids | tags))
+        ds = pydicom.dcmread(folder / f'{k}.dcm')
+        ds.RescaleIntercept, ds.PixelData = 0, (outline().astype('i2') * (k > 0)).tobytes()
+        ds.save_as(folder / f'{k}.dcm')
+
+
+def test_a_mask_whose_files_are_a_series_each_is_one_lesion(tmp_path):
+    series(tmp_path / 'src/P1/ct', 'P1')
+    masks_apart(tmp_path / 'src/P1/masks/tumour', PatientID='P1')
+    table, _ = measured(tmp_path / 'src')
+    assert list(table.n_slices) == [2]
+
+
+@pytest.mark.parametrize('gone', [1, 2])
+def test_a_mask_made_of_a_series_with_missing_slices_is_refused(tmp_path, gone):
+    "A volume has one distance of slices, so it lies elsewhere than the DICOM slices that it was converted with"
+    series(tmp_path / 'src/P1/ct', 'P1', n=8)
+    for k in range(3, 3 + gone):
+        (tmp_path / f'src/P1/ct/1-{k + 1:02d}.dcm').unlink()
+    mask = np.stack([outline() * (k == 5) for k in range(8 - gone)])
+    to_nifti(mask, tmp_path / 'src/P1/tumour.nii.gz')
+    table, done = measured(tmp_path / 'src')
+    assert table is None and 'has as many slices as a CT, and begins with it, but lies elsewhere' in why_not(done)
+
+
+def test_a_series_that_jumps_sideways_is_not_the_grid_of_a_volume(tmp_path):
+    series(tmp_path / 'src/P1/ct', 'P1')
+    ds = pydicom.dcmread(f := tmp_path / 'src/P1/ct/1-03.dcm')
+    ds.ImagePositionPatient = [10, 0, 10]
+    ds.save_as(f)
+    to_nifti(np.stack([0 * outline(), outline(), 0 * outline()]), tmp_path / 'src/P1/tumour.nii.gz')
+    table, done = measured(tmp_path / 'src')
+    assert table is None and 'lies elsewhere' in why_not(done)
+
+
+def test_a_mask_called_after_another_patient_is_refused_where_others_have_names(tmp_path):
+    for k, name in enumerate(['smith', 'garcia']):
+        (tmp_path / 'src/images').mkdir(parents=True, exist_ok=True)
+        slices = np.stack([body(60, 3 * k + i) for i in range(3)]).astype(np.int16)
+        nib.Nifti1Image(np.transpose(slices, (2, 1, 0)), np.diag([-1, -1, 5 + k, 1])).to_filename(
+            tmp_path / f'src/images/{name}.nii.gz'
+        )
+    (tmp_path / 'src/labels').mkdir()
+    for k, name in enumerate(['jones', 'garcia']):
+        mask = np.transpose(np.stack([0 * outline(), outline(), 0 * outline()]), (2, 1, 0))
+        nib.Nifti1Image(mask, np.diag([-1, -1, 5 + k, 1])).to_filename(tmp_path / f'src/labels/{name}.nii.gz')
+    table, done = measured(tmp_path / 'src')
+    assert len(table) == 1 and 'is called otherwise' in why_not(done)
+
+
+def test_copies_with_other_pixels_are_refused(tmp_path):
+    "A processed copy that kept its UIDs, in a folder that comes first"
+    series(tmp_path / 'src/P1/ct', 'P1')
+    (tmp_path / 'src/P1/a').mkdir()
+    for f in (tmp_path / 'src/P1/ct').iterdir():
+        ds = pydicom.dcmread(f)
+        ds.PixelData = (np.frombuffer(ds.PixelData, 'i2') // 2).astype('i2').tobytes()
+        ds.save_as(tmp_path / 'src/P1/a' / f.name)
+    to_nifti(np.stack([0 * outline(), outline(), 0 * outline()]), tmp_path / 'src/P1/tumour.nii.gz')
+    with pytest.raises(InputError, match='and other pixels, so one was changed'):
+        measured(tmp_path / 'src')
+
+
+def test_a_study_under_two_patient_ids_is_told(tmp_path):
+    for k, patient in enumerate(['a17', 'A17']):  # `series` gives both one study
+        series(tmp_path / f'src/{k}', patient, 60 + k)
+        series(tmp_path / f'src/{k}/again', patient, 70 + k)
+    series(tmp_path / 'src/3', 'a18', 80)
+    _, problems = scan_folder(tmp_path / 'src')
+    assert sum('is of a study that has another PatientID, too' in p.reason for p in problems) == 1

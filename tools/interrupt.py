@@ -293,8 +293,8 @@ def record(row: dict) -> None:
     )
 
 
-def main() -> None:
-    """Run the attacks and write the table."""
+def main() -> int:
+    """Run the attacks and write the table; the number of attacks that did harm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--times", type=int, default=10, help="each attack")
@@ -305,18 +305,21 @@ def main() -> None:
     command = Command(given.target, home)
     ref = Reference(command, home)
     print(f"{given.target}: {ref.takes:.1f} s, writes after {ref.begins:.1f}, {len(ref.files)} files", flush=True)
+    harmed = 0
     for name in given.attacks:
         rng, each, ok, orphans, differing = random.Random(f"{given.seed} {name}"), IN_A_ROW.get(name, 1), 0, 0, []
         for k in range(given.times):
             good, alive, unlike = survive(name, command, home, ref, rng)
             ok, orphans, differing = ok + good, orphans + alive, differing + unlike
+            harmed += not good
             if not good:
                 print(f"{name} {k}: {alive} processes left, differing: {unlike}", flush=True)
             row = dict(zip(COLUMNS, (name, given.target, each * (k + 1), each * ok, orphans, len(differing))))
             record(row)  # so that a night that ends early counts
         print(row, flush=True)
     shutil.rmtree(home)
+    return harmed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main() > 0)

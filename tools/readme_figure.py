@@ -23,9 +23,9 @@ NBS = Path(__file__).resolve().parent.parent / "nbs"
 def main():
     """All arms of the headline study against as many more real views."""
     headline = NBS / "results/headline"
-    ceiling = json.loads((headline / "study.json").read_text())["oracle_accuracy"]
+    more_data = json.loads((headline / "study.json").read_text())["oracle_accuracy"]
     figure, ax = plt.subplots(figsize=(9, 6.2), layout="constrained")
-    draw_comparison(compare(read_predictions(headline / "predictions.csv.gz")), ceiling=ceiling, ax=ax)
+    draw_comparison(compare(read_predictions(headline / "predictions.csv.gz")), more_data=more_data, ax=ax)
     target = NBS / "images/arms.png"
     figure.savefig(target, dpi=100, facecolor="white", metadata={"Software": None})
     print(f"{target.relative_to(NBS.parent)} drawn")

@@ -51,8 +51,8 @@ def _write_member(unzipped: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path
     path.parent.mkdir(parents=True, exist_ok=True)
     with unzipped.open(member) as source, open(path, 'wb') as file:
         shutil.copyfileobj(source, file)
-    changed = time.mktime((*member.date_time, 0, 0, -1))
-    os.utime(path, (changed, changed))
+    changed_ns = int(time.mktime((*member.date_time, 0, 0, -1))) * 10**9 + member.CRC % 10**9
+    os.utime(path, ns=(changed_ns, changed_ns))
 
 
 def _unpack(archive: Path, to: Path) -> None:

@@ -21,10 +21,11 @@ from scipy import ndimage
 
 from .ct import CTSlice, read_hu, upright, window, write_slice
 from .deidentify import Pseudonymizer, file_code, identifying_words, public_text
+from .joining import hu_digest
 from .manifest import file_checksum
 from .ownership import RECORD, discard
 from .roi import Box, bounding_box, crop, lesion_box
-from .scan import Series
+from .series import Series
 from .volumes import is_volume
 from ..core import LIVER_WINDOW, InputError
 from ..settings import Settings
@@ -173,6 +174,7 @@ class PatientFolder:
     skipped: list[dict] = field(default_factory=list)  # rows of `skipped.csv`
     details: dict[str, str] = field(default_factory=dict)  # code to reason in full, for the private table
     rois: list[np.ndarray] = field(default_factory=list)  # (size,size) HU, one for each case
+    middles: set[str] = field(default_factory=set)  # digests of slices, see `_note_middle`
 
     def skip(
         self,
@@ -217,7 +219,7 @@ def _manifest_row(
     return dict(
         case_id=case.case_id,
         patient_id=to.pid,
-        series_uid=to.ids.uid(ct.series_uid),
+        series_uid=_uids(ct, to.pid, to.ids, to.src)['SeriesInstanceUID'],
         image_path=f'cases/{to.pid}/{image.name}',
         annotation_path=f'cases/{to.pid}/{outline.name}',
         annotation_kind='png-mask',
@@ -253,6 +255,20 @@ def _write_case(
     to.cases.append(dict(row=_manifest_row(to, case, ct, phase, image, outline), measured=measured))
 
 # %% ../../nbs/cohort/case_files.ipynb #f15f52d7
+def _note_middle(
+    to: PatientFolder,
+    series: Series,
+) -> None:
+    "Note the one or two slices in the middle of a series, by which the same CT of another patient is found."
+    n = len(series.slices)
+    for rank in {(n - 1) // 2, n // 2}:
+        try:
+            ct = read_hu(series.slices[rank])
+        except InputError:
+            continue  # reported where it has a case
+        to.middles.add(hu_digest(upright(ct, ct.hu)[0].hu))
+
+
 def write_cases(
     to: PatientFolder,
     series: Series,
@@ -273,6 +289,8 @@ def write_cases(
             image = to.folder / f'{number}-{rank:04d}.dcm'
             turned, mask = upright(ct, case.mask)
             _write_case(to, replace(case, mask=mask), turned, to.options.phase or series.phase, image)
+    if cases:
+        _note_middle(to, series)
 
 # %% ../../nbs/cohort/case_files.ipynb #ef89f4f5
 def save_patient(
@@ -284,7 +302,8 @@ def save_patient(
     if to.rois:
         np.save(to.folder / 'rois.npy', np.stack(to.rois)[:, None])
     files = sorted(f.name for f in to.folder.iterdir())
-    record = dict(patient_id=to.pid, labels=labels, cases=to.cases, skipped=to.skipped, files=files, **about)
+    made = dict(cases=to.cases, skipped=to.skipped, middles=sorted(to.middles), files=files)
+    record = dict(patient_id=to.pid, labels=labels, **made, **about)
     (to.folder / RECORD).write_text(json.dumps(record, indent=1))
     final = to.folder.with_name(to.pid)
     discard(final)

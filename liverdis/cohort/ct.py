@@ -213,13 +213,16 @@ def require_whole(
 
 # %% ../../nbs/cohort/ct.ipynb #19b235fa
 def _require_bits(ds: Dataset, stored: np.ndarray, path: Any) -> None:
-    "`InputError` if many values need more bits than are said to be stored (a few may hold an overlay in the others)"
+    """`InputError` if many values need more bits than are said to be stored.
+
+    A few may hold an overlay in the others, and some writers leave these 0 where a sign belongs.
+    """
     syntax = ds.file_meta.get('TransferSyntaxUID')
     if stored.itemsize != 2 or ds.get('BitsStored', 16) == 16 or stored.nbytes > len(ds.PixelData):
         return
     if syntax and not syntax.is_encapsulated and syntax.is_little_endian:
         written = np.frombuffer(ds.PixelData, stored.dtype, stored.size)
-        if np.mean(written[::7] != stored.ravel()[::7]) > 0.05:
+        if (written.view('<u2') >> ds.BitsStored).any() and np.mean(written[::7] != stored.ravel()[::7]) > 0.05:
             raise InputError(
                 f"{path}: values need more than BitsStored {ds.BitsStored}; fetch it again from its source"
             )
@@ -305,6 +308,9 @@ def _may_lack_fat(ds: Dataset, flat: Dataset, stored: np.ndarray) -> bool:
     return ds.get('PixelRepresentation') == 1 or flat.RescaleIntercept < FAT_BELOW or stored.max() <= 1
 
 
+_BODY = -1000, 2000  # HU between which padding could not be told from tissue
+
+
 def _hounsfield(ds: Dataset, flat: Dataset, stored: np.ndarray, path: Any) -> np.ndarray:
     "Stored values to HU: padding is air, nothing is below air."
     hu = stored.astype(np.float32)
@@ -312,7 +318,7 @@ def _hounsfield(ds: Dataset, flat: Dataset, stored: np.ndarray, path: Any) -> np
     hu += np.float32(flat.RescaleIntercept)
     if (pad := ds.get('PixelPaddingValue')) is not None:
         low, high = sorted((pad, ds.get('PixelPaddingRangeLimit', pad)))
-        hu[(stored >= low) & (stored <= high)] = np.nan
+        hu[(stored >= low) & (stored <= high) & ((hu <= _BODY[0]) | (hu >= _BODY[1]))] = np.nan
     require_hounsfield(hu, path, cropped=_may_lack_fat(ds, flat, stored))
     return np.fmax(hu, np.float32(AIR), out=hu)  # the greater one, and never NaN
 
@@ -506,7 +512,7 @@ def write_slice(
     position_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),  # centre of the first pixel
     **tags: Any,  # DICOM attributes to add or replace; None removes one
 ) -> FileDataset:
-    "Write an axial DICOM CT slice (PS3.3 A.3) of 16-bit pixels."
+    "Write an axial DICOM CT slice (PS3.3 A.3) of 16-bit pixels. `InputError` for values that do not fit."
     ds = _new_dataset(path, tags.get('SOPInstanceUID') or generate_uid())
     values: dict[str, Any] = _FIXED_TAGS | dict.fromkeys(_EMPTY_TAGS, '') | {tag: generate_uid() for tag in _UID_TAGS}
     values |= {'ImagePositionPatient': list(position_mm), 'PixelSpacing': list(spacing_mm)}
@@ -515,6 +521,9 @@ def write_slice(
         if value is not None:
             setattr(ds, tag, value)
     stored = np.round((hu - float(values['RescaleIntercept'] or 0)) / float(values['RescaleSlope'] or 1))
+    limits = np.iinfo(np.int16 if ds.PixelRepresentation else np.uint16)
+    if stored.min() < limits.min or stored.max() > limits.max:
+        raise InputError(f'{path}: values from {hu.min():g} to {hu.max():g} HU do not fit into 16 bits; clip them')
     ds.PixelData = stored.astype('<i2' if ds.PixelRepresentation else '<u2').tobytes()
     ds.save_as(path, enforce_file_format=True)
     return ds

@@ -25,27 +25,38 @@ import pandas as pd
 from ..core import InputError, brief, csv_text, os_errors, plain_text, write_atomic
 
 # %% ../../nbs/cohort/deidentify.ipynb #3f689e2f
+_LETTERS = str.maketrans('0123456789', 'ghijklmnop')
+
+
 @dataclass(frozen=True)
 class Pseudonymizer:
     "Turns identifiers into pseudonyms with the key of a cohort."
 
     key: bytes
 
+    def digest(
+        self,
+        text: object,  # an identifier, or a path
+    ) -> bytes:  # 32
+        "The keyed hash of a text."
+        named = str(text).encode(errors='surrogateescape')  # a file's name may be in no known encoding
+        return hmac.new(self.key, named, hashlib.sha256).digest()
+
     def code(
         self,
         text: object,  # an identifier, or a path
         n: int = 12,  # length of the result
     ) -> str:
-        "`n` hexadecimal digits for an identifier."
-        named = str(text).encode(errors='surrogateescape')  # a file's name may be in no known encoding
-        return hmac.new(self.key, named, hashlib.sha256).hexdigest()[:n]
+        "A letter and `n` - 1 hexadecimal digits for an identifier; no spreadsheet takes them for a number."
+        digits = self.digest(text).hex()[:n]
+        return digits[0].translate(_LETTERS) + digits[1:]
 
     def uid(
         self,
         text: object,  # a DICOM UID, or what stands in for a missing one
     ) -> str:
         "A DICOM UID for a UID, '' for none."
-        return f"2.25.{int(self.code(text, 32), 16)}" if text else ''
+        return f"2.25.{int.from_bytes(self.digest(text)[:16], 'big')}" if text else ''
 
 # %% ../../nbs/cohort/deidentify.ipynb #192d94ba
 _KEY_BYTES = 32

@@ -112,8 +112,12 @@ def reading(
         raise InputError(f"{path}: {failure} ({brief(e)}); {remedy}") from e
 
 # %% ../../nbs/cohort/door.ipynb #untilchg2
-def _changed_ns(path: str | Path) -> int:
-    return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+def _changed_ns(path: str | Path) -> tuple[int, int]:
+    "When the contents of a file changed, by what its writer says and by the clock"
+    if not os.path.exists(path):
+        return 0, 0
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_ctime_ns
 
 
 def kept_until_changed(

@@ -49,7 +49,7 @@ def _validation(df: pd.DataFrame, classes: Sequence[str], share: float, seed: in
     part = _parts(df, n, seed)
     counts = _class_counts(df, part, n, classes)
     total = counts.sum(0)
-    choices = [list(c) for c in combinations(range(n), round(share * n))]
+    choices = [list(c) for c in combinations(range(n), min(max(1, round(share * n)), n - 1))]
     taken = np.array([counts[c].sum(0) for c in choices])
     distance = np.abs(taken / total - share).sum(1)
     distance[(taken >= total).any(1)] = np.inf  # nothing of a class would be left

@@ -7,6 +7,7 @@ __all__ = ['Ingested', 'ingest']
 
 # %% ../../nbs/cohort/ingest.ipynb #2860f4af
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,14 +31,12 @@ from .joining import shared_slices
 from .labels import LabelRules, Named, asks_for_label, shared_names
 from .manifest import Manifest, save_manifest
 from liverdis.cohort.ownership import (
-    RECORD,
     check_apart,
     check_own,
     claim,
     discard,
     own_folders,
     place_manifest,
-    read_record,
     sweep,
 )
 from liverdis.cohort.patient import (
@@ -47,6 +46,7 @@ from liverdis.cohort.patient import (
     SourcePatient,
     ingest_patient,
     names_in_source,
+    record_of,
     refused_files,
     sizes_digest,
 )
@@ -56,27 +56,14 @@ from .scan import PatientFiles, Problem, scan_folder
 from .workers import in_turn, tied_workers
 from ..core import InputError, alone_in, brief, csv_text, os_errors, write_atomic
 
-# %% ../../nbs/cohort/ingest.ipynb #8f70683d
-def _record(
-    out: Path,  # folder of the cohort
-    pid: str,  # keyed id of the patient
-) -> dict | None:
-    "What the folder of a patient was made from; None if there is none."
-    folder = out / 'cases' / pid
-    return read_record(folder) if (folder / RECORD).exists() else None
-
 # %% ../../nbs/cohort/ingest.ipynb #af920b94
 def _asked(
     record: dict,
     names: dict[str, str],  # code to name
 ) -> dict[Named, str | None]:
     "The structures and lesions of a record and what the rules said; those whose name is not known are left out."
-    split = {key: key.partition('#') for key in record['labels']}
-    return {
-        Named(names[code], code, int(number) if number else None): record['labels'][key]
-        for key, (code, _, number) in split.items()
-        if code in names
-    }
+    asked = {Named.of_record(key, names): label for key, label in record['labels'].items()}
+    return {structure: label for structure, label in asked.items() if structure}
 
 # %% ../../nbs/cohort/ingest.ipynb #262bc3ad
 def _is_current(
@@ -186,7 +173,7 @@ def _records(
     pids: Iterable[str],  # keyed ids of patients
 ) -> dict[str, dict]:  # by keyed id, of those that have a folder
     "What the folders of patients were made from."
-    return {pid: record for pid in pids if (record := _record(out, pid))}
+    return {pid: record for pid in pids if (record := record_of(out, pid))}
 
 
 def _lesion_sizes(
@@ -233,7 +220,7 @@ def _sizes_of(
 ) -> list[float]:
     "Diameters of the lesions of another cohort, mm; `InputError` if it is none."
     try:
-        measured = pd.read_csv(Path(cohort) / 'measurements.csv')
+        measured = pd.read_csv(Path(cohort) / 'measurements.csv', usecols=['label', 'diameter_mm'])
     except (OSError, ValueError) as e:
         raise InputError(
             f"{cohort}: has no measurements.csv that can be read ({brief(e)}); "
@@ -262,14 +249,19 @@ def _doubled(
     patients: dict[str, SourcePatient],  # by keyed id
     records: list[dict],
 ) -> list[Problem]:
-    "A note for each patient of whom a slice is another patient's, too."
+    "A note for each patient of whom a slice of a case, or in the middle of a series, is another patient's, too."
     rows = [c['row'] for r in records for c in r['cases']]
     shared = shared_slices(Manifest(pd.DataFrame(rows), context.out, 'manifest.csv')) if rows else []
+    with_slice: dict[str, list[str]] = defaultdict(list)  # digest of a slice to patients
+    for record in records:
+        for digest in record['middles']:
+            with_slice[digest].append(record['patient_id'])
     reason = (
         'has a slice that is of another patient here, too, so that one person would count as two; give both one '
         'PatientID, or leave one out'
     )
-    again = dict.fromkeys(pid for of_slice in shared for pid in of_slice.patient_id[1:])
+    owners = [list(of_slice.patient_id) for of_slice in shared] + list(with_slice.values())
+    again = dict.fromkeys(pid for pids in owners for pid in pids[1:])
     at = [patients[pid].files.annotations[0].paths[0] for pid in again]
     return [Problem(path, reason, failed=False, doubt=True) for path in at]
 
@@ -310,7 +302,7 @@ def _names_shown(
     records: list[dict],
 ) -> dict[str, str]:  # code of a structure to its name
     "The structures that the records speak of."
-    used = {key.partition('#')[0] for r in records for key in r['labels']}
+    used = {structure.code for r in records for structure in _asked(r, private.names)}
     return {code: name for code, name in private.names.items() if code in used}
 
 

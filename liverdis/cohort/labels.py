@@ -11,7 +11,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache
@@ -82,27 +82,63 @@ class Named:
     name: str  # in the source: 'livertumor'
     code: str = ''  # in the cohort
     number: int | None = None  # of the lesion in the structure, from 1 at the foot; None for the structure as a whole
+    value: str = ''  # that its label map holds, if that is the only one
+
+    @classmethod
+    def of_record(
+        cls,
+        key: str,  # as `recorded`
+        names: Mapping[str, str],  # code to name
+    ) -> 'Named | None':
+        "What a record speaks of; None if its name is not known."
+        code, value, number = re.findall(r'^([^:#]*):?(\d*)#?(\d*)$', key)[0]
+        return cls(names[code], code, int(number) if number else None, value) if code in names else None
 
     @property
     def key(self) -> str:
         "What the cohort calls it: code and number."
         return self._numbered(self.code)[-1]
 
+    @property
+    def recorded(self) -> str:
+        "What a record calls it: code, value and number, 's-0123456789:2#1'."
+        return self._numbered(f'{self.code}:{self.value}' if self.value else self.code)[-1]
+
+    @property
+    def valued(self) -> str:
+        "Its name, with the value of its map."
+        return f'{self.name}:{self.value}' if self.value else self.name
+
+    @property
+    def _in_source(self) -> tuple[str, ...]:
+        "Its names in the source."
+        return tuple(dict.fromkeys(self._numbered(self.name) + self._numbered(self.valued)))
+
     def _numbered(self, name: str) -> tuple[str, ...]:
         return (name,) if self.number is None else (name, f'{name}#{self.number}')
 
     def fits(self, pattern: str) -> bool:
         "Whether the pattern means this structure, or this lesion of it."
-        names = _fitting(self._numbered(self.name), pattern, _name_pattern(pattern))
+        names = _fitting(self._in_source, pattern, _name_pattern(pattern))
         return bool(names) or (bool(self.code) and pattern in self._numbered(self.code))
+
+    def by_value(self, pattern: str) -> bool:
+        "Whether the pattern means this structure, or this lesion of it, by the value of its map alone."
+        plain, valued = (_fitting(self._numbered(n), pattern, _name_pattern(pattern)) for n in (self.name, self.valued))
+        return bool(valued) and not plain
+
+    def by_name(self, pattern: str) -> bool:
+        "Whether a pattern that fits does so by the name without value and number alone."
+        more = _fitting(self._in_source[1:], pattern, _name_pattern(pattern))
+        return not more and pattern not in self._numbered(self.code)[1:]
 
     def in_full(self, pattern: str) -> bool:
         "Whether the pattern is a name of the structure without any placeholder."
-        return _folded(pattern) in map(_folded, (*self._numbered(self.name), *self._numbered(self.code)))
+        return _folded(pattern) in map(_folded, (*self._in_source, *self._numbered(self.code)))
 
     def as_written(self, pattern: str) -> bool:
         "Whether the pattern is a name of the structure in the source, with its case."
-        return _composed(pattern) in map(_composed, self._numbered(self.name))
+        return _composed(pattern) in map(_composed, self._in_source)
 
     def meant_by(
         self,
@@ -138,6 +174,7 @@ def asks_for_label(
 
 # %% ../../nbs/cohort/labels.ipynb #82172216
 _LIVER = re.compile(r'(the )?liver([ _.-]*(gt|mask|seg|segmentation|label|organ|whole))*', re.I)
+_OF_A_LIVER = '', '1', '255'  # value of a map with no other
 
 
 class LabelError(InputError):
@@ -153,8 +190,8 @@ def _refuse_liver(
     called_liver = _LIVER.fullmatch(re.sub(r':\d+$', '', structure.name.strip()))
     if label in CLASSES and called_liver and not structure.in_full(pattern):
         raise LabelError(
-            f"labels: the pattern {pattern!r} takes in {structure.name!r}, which would make a whole liver {label}; "
-            f"write the structures out, or add a line for it below, such as {csv_line(structure.name, 'liver')}"
+            f"labels: the pattern {pattern!r} takes in {structure.valued!r}, which would make a whole liver {label}; "
+            f"write the structures out, or add a line for it below, such as {csv_line(structure.valued, 'liver')}"
         )
 
 # %% ../../nbs/cohort/labels.ipynb #c1de5c02
@@ -234,8 +271,10 @@ class LabelRules:
         structure: Named,
         patients: tuple[str, ...],  # what the patient may be called
     ) -> tuple[str, str, str] | None:
-        "The last rule that fits; one in other case gives way to one, for the same patients, in the structure's own."
+        "The last rule that fits; one by name gives way to one by value, and one in another case to one in its own."
         fitting = [rule for rule in self.rules if structure.meant_by(rule, patients)]
+        if any(structure.by_value(rule[0]) for rule in fitting):
+            fitting = [rule for rule in fitting if not structure.by_name(rule[0])]
         written = {(_folded(name), _folded(by)) for name, _, by in fitting if structure.as_written(name)}
         for rule in reversed(fitting):
             if structure.as_written(rule[0]) or (_folded(rule[0]), _folded(rule[2])) not in written:
@@ -254,7 +293,7 @@ class LabelRules:
             _refuse_second_name(rule, self.rules, patients)
             _refuse_misread(structure, rule, self, patients)
             return rule[1]
-        return 'liver' if _LIVER.fullmatch(structure.name.strip()) else None
+        return 'liver' if _LIVER.fullmatch(structure.name.strip()) and structure.value in _OF_A_LIVER else None
 
 # %% ../../nbs/cohort/labels.ipynb #sharednam2
 def _folders_called(

@@ -215,6 +215,8 @@ def load_manifest(
         raise InputError(
             f"{path}: no column {', '.join(missing)}; name every column in the first row, separated by commas"
         )
+    if twice := [c for c in header if c and header.count(c) > 1]:
+        raise InputError(f"{path}: has two columns {twice[0]}; keep one")
     if not rows:
         raise InputError(f"{path}: has a header and no lesions; add a row for each")
     cells = (dict(zip_longest(header, row, fillvalue='')) for row in rows)

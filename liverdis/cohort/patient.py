@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IngestContext', 'names_in_source', 'refused_files', 'SourcePatient', 'FromOthers', 'sizes_digest', 'Outcome',
-           'ingest_patient']
+           'record_of', 'ingest_patient']
 
 # %% ../../nbs/cohort/patient.ipynb #a0e9be24
 import hashlib
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from .archives import Source
 from .case_files import Case, IngestOptions, PatientFolder, diameter_mm, save_patient, write_cases
 from .cases import case_slices
 from .deidentify import Pseudonymizer, identifying_words
+from .door import kept_until_changed
 from .healthy import GAP_MM, Liver, place_healthy
 from .labels import LabelRules
 from liverdis.cohort.outlines import (
@@ -39,10 +41,11 @@ from liverdis.cohort.outlines import (
     same_space,
     volume_ml,
 )
-from .ownership import part_of
+from .ownership import RECORD, part_of, read_record
+from .pairing import Annotation
 from .roi import lesion_box
-from .scan import Annotation, PatientFiles, Problem
-from ..core import InputError
+from .scan import PatientFiles, Problem
+from ..core import InputError, file_sha256
 
 # %% ../../nbs/cohort/patient.ipynb #6662dde6
 @dataclass(frozen=True)
@@ -114,7 +117,20 @@ def refused_files(
     return {key: tuple(paths) for key, paths in refused.items()}
 
 # %% ../../nbs/cohort/patient.ipynb #30d501b1
-_LAYOUT = 7
+_LAYOUT = 8
+
+
+_digest = kept_until_changed(file_sha256)  # one table may be about thousands of patients
+
+
+def _state(path: Path, is_slice: bool) -> Any:
+    "What a file is known by: a CT slice by size and time, any other by its contents"
+    if is_slice:
+        return path.stat().st_size, path.stat().st_mtime_ns
+    try:
+        return _digest(path)
+    except OSError:
+        return 'unreadable'  # reported when it is read
 
 
 def _fingerprint(
@@ -123,8 +139,8 @@ def _fingerprint(
     refused: Iterable[Path],  # files of the patient that could not be read or placed
 ) -> str:
     "A hash of version, options and files."
-    stats = [(path, path.stat()) for path in patient.files]
-    files = [(os.path.relpath(path, context.src), s.st_size, s.st_mtime_ns) for path, s in stats]
+    slices = {s.path for a in patient.annotations for s in a.series.slices}
+    files = [(os.path.relpath(path, context.src), _state(path, path in slices)) for path in patient.files]
     missing = sorted(os.path.relpath(path, context.src) for path in refused)
     return context.ids.code(json.dumps([__version__, _LAYOUT, asdict(context.options), files, missing]), 32)
 
@@ -208,7 +224,7 @@ def _rng(
     ids: Pseudonymizer,
 ) -> np.random.Generator:
     "A random generator of the patient's own, which nobody can repeat without the key of the cohort."
-    return np.random.default_rng(list(bytes.fromhex(ids.code(f'healthy squares of {patient_key}', 64))))
+    return np.random.default_rng(list(ids.digest(f'healthy squares of {patient_key}')))
 
 # %% ../../nbs/cohort/patient.ipynb #bb6b4068
 def _square_case(
@@ -359,6 +375,15 @@ def _write_found(
     return dict(extra=list(others.extra), has_liver=not found.hindrance, left=left)
 
 # %% ../../nbs/cohort/patient.ipynb #826f8ca5
+def record_of(
+    out: Path,  # folder of the cohort
+    pid: str,  # keyed id of the patient
+) -> dict | None:
+    "What the folder of a patient was made from; None if there is none."
+    folder = out / 'cases' / pid
+    return read_record(folder) if (folder / RECORD).exists() else None
+
+
 def _fill_folder(
     context: IngestContext,
     patient: SourcePatient,
@@ -367,7 +392,8 @@ def _fill_folder(
 ) -> Outcome:
     "Write all cases of a patient, unless it must wait."
     to = PatientFolder(folder, patient.pid, context.ids, context.options, context.src, patient.known)
-    labeller = Labeller(context.labels, patient.names, context.ids)
+    before = record_of(context.out, patient.pid) or {}
+    labeller = Labeller(context.labels, patient.names, context.ids, before=before)
     readings = read_outlines(to, labeller, patient.files)
     found = _Found(readings, [_lesion_cases(r) for r in readings], patient.whole)
     borrows = not (found.hindrance or found.diameters) and bool(context.options.healthy)  # sizes, from other patients
@@ -375,18 +401,19 @@ def _fill_folder(
         return Outcome(False)
     healthy: dict = dict(sizes=sizes_digest(others.sizes or []) if borrows else None)
     healthy |= _write_found(to, found, others, _rng(patient.files.key, context.ids))
-    save_patient(to, labeller.given, fingerprint=patient.fingerprint, diameters=found.diameters, healthy=healthy)
+    made_of = dict(fingerprint=patient.fingerprint, places=labeller.places)
+    save_patient(to, labeller.given, **made_of, diameters=found.diameters, healthy=healthy)
     return Outcome(True, labeller.names, to.details)
 
 # %% ../../nbs/cohort/patient.ipynb #d49723db
-def _structure_names(
+def _listed(
     annotation: Annotation,
-) -> list[str]:
-    "The names of an annotation's structures."
+) -> list[tuple[str, str]]:  # (key, name)
+    "The structures of an annotation."
     try:
-        return [name for _, name in list_structures(annotation.paths, annotation.kind)]
+        return list_structures(annotation.paths, annotation.kind)
     except InputError:
-        return ['unreadable']  # reported when it is read
+        return [('', 'unreadable')]  # reported when it is read
 
 
 def _may_have_lesions(
@@ -395,8 +422,9 @@ def _may_have_lesions(
 ) -> bool:
     "Whether any structure is, by its name, neither the liver nor to be avoided nor to be ignored."
     labeller = Labeller(context.labels, patient.names, context.ids)
-    names = [name for a in patient.files.annotations for name in _structure_names(a)]
-    return any(labeller.label(labeller.named(name)) not in ('liver', 'avoid', 'ignore') for name in names)
+    listed = chain.from_iterable(map(_listed, patient.files.annotations))
+    labels = (labeller.label(labeller.named(name, key=key)) for key, name in listed)
+    return any(label not in ('liver', 'avoid', 'ignore') for label in labels)
 
 # %% ../../nbs/cohort/patient.ipynb #fee1417c
 def ingest_patient(

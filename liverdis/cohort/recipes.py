@@ -204,7 +204,7 @@ def _mct_kinds(folder: Path) -> dict[str, str]:
     tables = sorted(p for p in folder.glob('meta_info_patient.*') if p.suffix in ('.tab', '.tsv', '.csv'))
     if not tables:
         return {}
-    table = pd.read_csv(tables[0], sep=',' if tables[0].suffix == '.csv' else '\t', dtype=str)
+    table = read_table(tables[0])
     if missing := [c for c in ('ID', 'type') if c not in table]:
         raise InputError(f"{tables[0]}: has no column {' and '.join(missing)}; give the archive's own table")
     return dict(zip(table.ID, table.type))

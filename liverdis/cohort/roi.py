@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from .. import __version__
 from .annotation.readers import read_mask
 from .ct import AIR, read_slice, upright
 from .manifest import Manifest
@@ -152,7 +153,8 @@ def stream_rois(
 # %% ../../nbs/cohort/roi.ipynb #63e4e35d
 def _cache_key(manifest: Manifest, margin: float, size: int) -> dict[str, Any]:
     in_order = hashlib.sha256('\n'.join(manifest.df.case_id).encode()).hexdigest()
-    return {'manifest': manifest.checksum, 'order': in_order, 'margin': margin, 'size': size}
+    cut = {'margin': margin, 'size': size, 'version': __version__}
+    return {'manifest': manifest.checksum, 'order': in_order, **cut}
 
 # %% ../../nbs/cohort/roi.ipynb #70a53019
 def cached_rois(
@@ -160,7 +162,7 @@ def cached_rois(
     margin: float,  # as for `load_rois`
     size: int,  # of the squares, in pixels
 ) -> RoiFile | None:  # (N,1,size,size) float32, None if there are none
-    "The regions stored beside a manifest, if they are whole and of these rows in this order, margin and size."
+    "The regions stored beside a manifest, if they are whole, of these rows in this order, and cut alike."
     try:
         note = json.loads((manifest.root / 'rois.json').read_text())
         rois = RoiFile(manifest.root / 'rois.npy')

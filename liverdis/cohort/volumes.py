@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from io import BytesIO
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -254,6 +254,8 @@ def _metaimage_values(path: Path, header: _Header) -> np.ndarray:
     shape = [int(n) for n in header.first('DimSize').split()]
     dtype = np.dtype(('>' if big else '<') + _TYPES[name])
     size = require_size(tuple(shape), 8 * dtype.itemsize, path)
+    if 'BinaryData' in header and not header.says('BinaryData'):
+        raise InputError(f"{path}: its numbers are text (BinaryData = False); save it as binary, as is usual")
     found = _metaimage_bytes(path, header)
     if header.first('HeaderSize') == '-1':  # the pixels are the end of the file
         found = found[-size:]
@@ -284,11 +286,26 @@ def _require_near(path: Path) -> None:
         raise InputError(f"{path}: its numbers begin at byte {offset:g}; save it again from its source")
 
 
+def _require_one_place(image: Any, path: Path) -> None:
+    "`InputError` if the qform and the sform of a NIfTI file lead to different places"
+    qform, sform = (form(coded=True)[0] for form in (image.get_qform, image.get_sform))
+    if qform is None or sform is None:
+        return
+    corners = np.array(list(product(*([0, n - 1] for n in image.shape[:3]))))
+    apart_mm = np.linalg.norm(nib.affines.apply_affine(qform - sform, corners), axis=1).max()
+    if apart_mm > np.linalg.norm(sform[:3, :3], axis=0).min() / 2:
+        raise InputError(
+            f"{path}: its qform and its sform lie {apart_mm:.1f} mm apart; set the wrong one to the other, by "
+            "nibabel's image.set_qform(image.get_sform()) or image.set_sform(image.get_qform()), and save it"
+        )
+
+
 def _open_nifti(path: Path) -> Any:
     _require_near(path)
     image: Any = nib.load(path)
     scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)  # then read as float32
     require_size(image.shape, 8 * max(image.get_data_dtype().itemsize, 4 * scaled), path)
+    _require_one_place(image, path)
     return image
 
 # %% ../../nbs/cohort/volumes.ipynb #cbaea495

@@ -26,7 +26,7 @@ from fastai.learner import Learner
 from torch import nn
 from torchvision.transforms.v2 import RandAugment
 
-from ..core import InputError
+from ..core import InputError, not_known
 from .disentangle import Disentangler, classifier_learner, disentangle_learner
 from .mixture import MixtureLabels, SyntheticImages, mixture_learner
 from .models import Classifier, Encoder, classifier_network
@@ -171,7 +171,7 @@ def chosen_arms(
     "Arms by name. `InputError` for a name that is not registered."
     for name in names:
         if name not in ARMS:
-            raise InputError(f"arm '{name}' is not known: load its file, or choose from {', '.join(ARMS)}")
+            raise InputError(f"{not_known('arm', name, ARMS)}; an arm of your own needs its file")
     return [ARMS[name] for name in names]
 
 # %% ../../nbs/method/arms.ipynb #0460af35

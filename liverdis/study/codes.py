@@ -116,8 +116,8 @@ def pca_mse(
     n: int,  # components; at most N
 ) -> float:
     "Mean squared error of unseen images rebuilt from `n` principal components of the training images."
-    pca = PCA(min(n, len(train)), svd_solver='full').fit(train.flatten(1).double().cpu())
-    flat = test.flatten(1).double().cpu().numpy()
+    pca = PCA(min(n, len(train)), svd_solver='full').fit(train.flatten(1).cpu().double())
+    flat = test.flatten(1).cpu().double().numpy()
     return float(((pca.inverse_transform(pca.transform(flat)) - flat) ** 2).mean())
 
 # %% ../../nbs/study/codes.ipynb #dae3f9f5
@@ -134,7 +134,7 @@ def radial_spectrum(
     images: torch.Tensor,  # (N,1,S,S)
 ) -> np.ndarray:  # (N,S//4), from the lowest frequencies to 0.5 cycles a pixel
     "Mean power in rings of spatial frequency, at least 1e-12; that of white noise is its variance, everywhere."
-    x = images[:, 0].double().cpu()
+    x = images[:, 0].cpu().double()  # a GPU of Apple has no float64
     power = (torch.fft.fft2(x).abs().square() / x[0].numel()).clamp_min(1e-12)  # a flat image has logarithms, too
     f, rings = torch.fft.fftfreq(x.shape[-1]), x.shape[-1] // 4
     ring = (2 * rings * torch.hypot(f[:, None], f)).long()

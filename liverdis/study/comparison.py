@@ -281,18 +281,18 @@ def _label(ax: Axes, rows: pd.DataFrame) -> None:
         axis.tick_params('y', length=0)
 
 
-def _add_accuracy(ax: Axes, reference: float, ceiling: float | None) -> None:
-    "Accuracy on top, and its ceiling; all in per cent."
+def _add_accuracy(ax: Axes, reference: float, more_data: float | None) -> None:
+    "Accuracy on top, and what more data give; all in per cent."
     to_accuracy, back = lambda x: x + reference, lambda x: x - reference
     ax.secondary_xaxis('top', functions=(to_accuracy, back)).set_xlabel('accuracy, %')
-    if ceiling is not None:
-        _mark(ax, 'ceiling', ceiling - reference, '#CC79A7')
+    if more_data is not None:
+        _mark(ax, 'more data', more_data - reference, '#CC79A7')
 
 # %% ../../nbs/study/comparison.ipynb #1885340c
 def draw_comparison(
     table: pd.DataFrame,  # of `compare`
     against: str = 'duplicate-real',  # the arm it was compared with
-    ceiling: float | None = None,  # accuracy (0 to 1) that more data would give
+    more_data: float | None = None,  # accuracy (0 to 1) of the same network, trained on more cases
     ax: Axes | None = None,  # None makes new axes
 ) -> Axes:
     "All arms with their differences and both intervals, sorted, in percentage points."
@@ -306,7 +306,7 @@ def draw_comparison(
     if 'baseline' in rows.index:
         _mark(ax, 'baseline', 100 * rows.difference['baseline'], '#7f7f7f')
     if np.ptp(references) < 1e-6:
-        _add_accuracy(ax, references.iloc[0], None if ceiling is None else 100 * ceiling)
+        _add_accuracy(ax, references.iloc[0], None if more_data is None else 100 * more_data)
     key = 'thin: 95 % interval; thick: patients resampled; grey: less than a point apart'
     ax.set(xlabel=f'points of accuracy above {against}\n({key})', ylim=(-1.4, len(rows) - 0.4))
     _label(ax, rows)

@@ -44,7 +44,7 @@ def _check_rows(df: pd.DataFrame, name: str) -> None:
     for column in ('label', 'predicted'):
         if bad := sorted(set(df[column].astype(str)) - set(classes)):
             raise InputError(f"{name}: {column} '{bad[0]}' is none of {', '.join(classes)}")
-    off = (df[[f'p_{c}' for c in classes]].sum(axis=1) - 1).abs() > 1e-3
+    off = ~((df[[f'p_{c}' for c in classes]].sum(axis=1, skipna=False) - 1).abs() <= 1e-3)
     if off.any():
         raise InputError(f'{name}: the probabilities of case {df.case_id[off].iloc[0]} do not add up to 1')
 

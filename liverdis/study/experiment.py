@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from joblib import cpu_count
 from torch import nn
 
 from ..cohort.manifest import Manifest
@@ -68,6 +69,7 @@ from liverdis.study.run import (
     check_device,
     measured_by,
     pick_device,
+    read_results,
     seconds_spent,
     start_run,
     task_key,
@@ -254,7 +256,7 @@ def run_task(
     run, began = Run(folder), time.perf_counter()
     if run.done(task):  # by a worker that died before it could say so
         return
-    torch.set_num_threads(run.settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(run.settings.threads or cpu_count())
     fold = _Fold(run, task)
     seed = task_seed(run.settings.seed, task.repeat, task.fold, task.kind)
     seed_all(seed)
@@ -340,7 +342,7 @@ def default_jobs(
         return torch.cuda.device_count()
     if device != 'cpu' or not settings.threads:
         return 1
-    return max(1, (os.cpu_count() or 1) // settings.threads)
+    return max(1, cpu_count() // settings.threads)
 
 # %% ../../nbs/study/experiment.ipynb #b660c341
 class Job(NamedTuple):
@@ -632,7 +634,7 @@ def collect(
     folds, first = sorted({(task.repeat, task.fold) for task in run.tasks}), copies(run.rois())
     results = {
         **run.info,
-        'threads': run.settings.threads or os.cpu_count(),
+        'threads': run.settings.threads or cpu_count(),
         'compute_time_s': round(sum(seconds_spent(run, task) for task in run.tasks), 1),
         'folds': [_fold_results(run, repeat, fold, first) for repeat, fold in folds],
         'summary': summary(table),
@@ -759,4 +761,4 @@ def reproduce(
     how = {'repeats': repeats, 'device': device, 'arms': arms, 'folds': folds, 'arms_file': arms_file}
     with open_run(folder, manifest, settings, oracle=oracle, **how, **about) as run:
         finish_runs([run], jobs, on_progress, arms_file, scheduler)
-        return json.loads((run.folder / 'results.json').read_text())
+        return read_results(run.folder)

@@ -106,6 +106,8 @@ def class_in_code(
 ) -> str:  # 'shown', 'not shown' or 'too few cases'
     "Whether a probe shows that a code holds the class, at two standard errors, and whether it could have."
     error = (guess * (1 - guess) / n) ** 0.5
+    if not error:
+        return TOO_FEW_CASES
     if accuracy - guess > 2 * error:
         return CLASS_SHOWN
     return CLASS_NOT_SHOWN if norm.cdf(WORTH_FINDING / error - 2) >= POWER else TOO_FEW_CASES

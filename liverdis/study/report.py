@@ -50,9 +50,10 @@ from liverdis.study.report_figures import (
     hardest,
     histories,
 )
+from .run import read_results
 
 # %% ../../nbs/study/report.ipynb #3cdfaf0b
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunFiles:
     "What a finished run left, read and checked."
 
@@ -82,7 +83,7 @@ def read_run(
     for name in ('results.json', 'predictions.csv'):
         if not (folder / name).exists():
             raise InputError(f"{folder}: no {name}: let 'liverdis reproduce --out {folder}' finish first")
-    results = json.loads((folder / 'results.json').read_text())
+    results = read_results(folder)
     predictions = read_predictions(folder / 'predictions.csv')
     _check_agreement(folder, results, predictions)
     if not (folder / 'figures.npz').exists():

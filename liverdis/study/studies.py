@@ -9,7 +9,6 @@ __all__ = ['POOL_SEED', 'ORACLE_SCALE', 'Study', 'load_study', 'Variant', 'varia
 # %% ../../nbs/study/studies.ipynb #ec04cb00
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,17 +19,18 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import torch
+from joblib import cpu_count
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ..cohort.manifest import Manifest, save_manifest
-from ..core import CLASSES, InputError, read_cases, write_atomic
+from ..core import CLASSES, InputError, not_known, read_cases, write_atomic
 from ..method.arms import GENERATORS, with_own_arms
 from ..settings import ImageSettings, NetworkSettings, Settings, names_of, preset
 from .evaluate import check_predictions
 from .experiment import check_machine, finish_runs, open_run, reproduce
 from .paper import PAPER_ARMS
-from .run import Run, Task, pick_device, seconds_spent
+from .run import Run, Task, pick_device, read_results, seconds_spent
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -64,14 +64,18 @@ def load_study(
     "Read a study. `InputError` for a missing file, bad TOML, or a field that does not fit."
     path = Path(path)
     if not path.is_file():
-        raise InputError(f'{path}: no such study; a study is a TOML file')
+        there = ', '.join(sorted(p.stem for p in path.parent.glob('*.toml')))
+        raise InputError(f'{path}: no such study; ' + (f'there are {there}' if there else 'a study is a TOML file'))
     try:
         return TypeAdapter(Study).validate_python(tomllib.loads(path.read_text(encoding='utf-8')))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise InputError(f'{path}: not TOML: {e}') from None
     except ValidationError as e:
         error = e.errors()[0]
-        raise InputError(f"{path}: '{'.'.join(map(str, error['loc']))}': {error['msg']}") from None
+        name = '.'.join(map(str, error['loc']))
+        if error['type'] == 'unexpected_keyword_argument':
+            raise InputError(f"{path}: {not_known('field', name, names_of(Study))}") from None
+        raise InputError(f"{path}: '{name}': {error['msg']}") from None
 
 # %% ../../nbs/study/studies.ipynb #9b649adf
 @dataclass(frozen=True)
@@ -190,8 +194,7 @@ def train_oracle(
 # %% ../../nbs/study/studies.ipynb #12bd0dd1
 def _measures(run: Run) -> Iterator[dict[str, Any]]:
     "What each fold's generators were measured to do."
-    results = json.loads((run.folder / 'results.json').read_text())
-    for fold in results['folds']:
+    for fold in read_results(run.folder)['folds']:
         for generator in GENERATORS:
             if generator in fold:
                 yield {'repeat': fold['repeat'], 'fold': fold['fold'], 'generator': generator, **fold[generator]}
@@ -213,7 +216,7 @@ def machine(
 ) -> str:
     "What this computer calculates with."
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    many = [f'{os.cpu_count()} CPU cores', *([f'{jobs} processes'] if jobs else [])]
+    many = [f'{cpu_count()} CPU cores', *([f'{jobs} processes'] if jobs else [])]
     return ', '.join([*gpus, *many])
 
 # %% ../../nbs/study/studies.ipynb #2546c5ea
@@ -336,7 +339,7 @@ def run_study(
     arms = with_own_arms(study.arms, arms_file)
     check_machine(device, scheduler)
     check_seeds(study)
-    cores = jobs or os.cpu_count() or 1
+    cores = jobs or cpu_count()
     inputs = _inputs(study, folder, variants(study)[0].settings, cores)
     told = lambda name: (lambda *args: on_progress(name, *args)) if on_progress else None
     facts: dict[str, Any] = {'machine': machine(jobs)}

@@ -520,14 +520,14 @@ def ingest(
     jobs: _CoresOption = None,
 ) -> None:
     "Make a cohort of your own CT: any common annotation becomes a checked manifest without patients' names."
-    import os
+    from joblib import cpu_count
 
     from liverdis.cohort import ingest as cohort
     from liverdis.cohort import labels as labelling
 
     options = _ingest_options(slices, margin, min_diameter, healthy_per_patient, phase)
     rules = labelling.load_labels(labels) if labels else labelling.LabelRules()
-    cores = jobs or os.cpu_count() or 1
+    cores = jobs or cpu_count()
     with _progress('ingest') as show:
         result = cohort.ingest(src, out, rules, kind, options, match, key, cores, show)
     if write_labels:
@@ -594,7 +594,7 @@ def _left_out(result: 'Ingested') -> list[str]:
     own = result.skipped[~result.skipped.failed & ~asked & (result.skipped.patient_id != '')]
     lines = [f'{"in doubt" if p.doubt else "left out"}: {p.reason}' for p in result.problems if not p.failed]
     lines += [f'left out: {result.named(s.what)}: {result.details.get(s.detail, s.reason)}' for s in own.itertuples()]
-    alike = pd.Series(lines, dtype=object).groupby(lambda i: re.sub(r'[\da-f-]*\d[\d.]*', '#', lines[i]), sort=False)
+    alike = pd.Series(lines, dtype=object).groupby(lambda i: re.sub(r'[\da-p-]*\d[\d.]*', '#', lines[i]), sort=False)
     return [g.iloc[0] + (f' (and {len(g) - 1} like it)' if len(g) > 1 else '') for _, g in alike]
 
 # %% ../../nbs/use/cli.ipynb #18b93f67
@@ -633,10 +633,15 @@ def join(
     out: Annotated[Path, typer.Option(help='CSV to write, in a folder above all of them')],
 ) -> None:
     "Make one manifest of several cohorts."
-    from liverdis.cohort.joining import join_manifests
+    from liverdis.cohort.joining import join_manifests, keys_differ
 
-    joined = join_manifests(manifests, out)
+    doubtful, joined = keys_differ(manifests), join_manifests(manifests, out)
     _say(f'{out}: {len(joined)} lesions of {joined.df.patient_id.nunique()} patients')
+    if doubtful:
+        _say(
+            'in doubt: these cohorts have different keys, so one person in two of them counts as two, '
+            'unless a slice is the same; where they may share patients, ingest them with the same --key'
+        )
 
 # %% ../../nbs/use/cli.ipynb #32908a68
 _DataArgument = Annotated[Path, typer.Argument(help='folder of the data set, as downloaded')]
@@ -789,6 +794,7 @@ def _say_prediction(answer: 'Prediction', why: 'Explanation', arm: str, trained_
     from liverdis.use.predict import notice
 
     spread = answer.probabilities.agg(['mean', 'min', 'max']).T
+    _say('lesion: ' + ', '.join(f'{word} {value}' for word, value in answer.lesion.items() if value not in ('', None)))
     _say_table(spread, f'probability over {len(answer.probabilities)} {arm} classifiers')
     for note in answer.notes:
         _say(f'note: {note}')

@@ -46,7 +46,7 @@ class _Decode(nn.Module):
         return self.net.decode(c, r)
 
 # %% ../../nbs/use/export.ipynb #5262fb74
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exportable:
     "A network in evaluation mode, with examples of its inputs and the names of its outputs."
 

@@ -33,7 +33,7 @@ def standardised(
     return (codes - mean) / spread.clamp_min(1e-12)
 
 # %% ../../nbs/use/trained.ipynb #0c91300f
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedFold:
     "One fold of a run: its networks, and every case with its image and both codes."
 

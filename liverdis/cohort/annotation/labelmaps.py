@@ -66,9 +66,9 @@ class Labels(NamedTuple):
         return cls(stem, {str(v): Segment(f'{stem}:{v}', v, 0) for v in values})
 
     def listed(self) -> dict[str, str]:
-        "Key -> name: one structure, or one for each value."
+        "Key -> name: one structure, whose key is a colon and its value, or one for each value."
         if len(self.segments) < 2 and not self.named:
-            return {'': self.stem}
+            return {f':{key}': self.stem for key in self.segments} or {'': self.stem}
         return {key: segment.name for key, segment in self.segments.items()}
 
     def selected(
@@ -79,9 +79,10 @@ class Labels(NamedTuple):
         "Those asked for; `InputError` if one is not there, or if all of several are asked for at once."
         if keys is None:
             return self.listed()
-        every = {'': self.stem} if len(self.segments) < 2 else {}
+        every = {} if len(self.segments) > 1 else {'': self.stem} if self.named else self.listed()
         by_value = {key: segment.name for key, segment in self.segments.items()}
-        return select_structures(path, 'value', every | by_value, keys)
+        whole = next(iter(every), '')
+        return select_structures(path, 'value', every | by_value, [key or whole for key in keys])
 
 # %% ../../../nbs/cohort/annotation/labelmaps.ipynb #2d161157
 def mask_of(
@@ -244,8 +245,8 @@ def read_volume_mask(
     else:
         _refuse_lost_affine(path, headers, stack)
     for key, name in labels.selected(path, keys).items():
-        layer = layers[labels.segments[key].layer if key else 0]
+        layer = layers[labels.segments[key.removeprefix(':')].layer if key else 0]
         here = _on_slices(layer, key, headers, stack, path)
-        grid_notes = _grid_notes(here.resampled, headers, stack)
-        found.append(Structure(key, name, here.masks, notes + grid_notes + beyond_note(here.beyond)))
+        all_notes = notes + _grid_notes(here.resampled, headers, stack) + beyond_note(here.beyond)
+        found.append(Structure(key, name, here.masks, all_notes, beyond_mm=here.beyond_mm))
     return found

@@ -6,6 +6,7 @@
 __all__ = ['list_seg', 'read_seg']
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #22066971
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from liverdis.cohort.annotation.structures import (
     beyond_note,
     beyond_series,
     check_shape,
+    first_beyond,
     resample_onto,
     resample_slice,
     select_structures,
@@ -136,7 +138,8 @@ def _mentions(group: Dataset, s: SliceHeader) -> bool:
     if not s.sop_uid or s.frame is not None or _DERIVATION not in group:
         return False
     raw = group.get_item(_DERIVATION)
-    return isinstance(raw.value, bytes) and s.sop_uid.encode() in raw.value
+    uid = rb'(?<![\d.])' + re.escape(s.sop_uid.encode()) + rb'(?![\d.])'  # no part of a longer one
+    return isinstance(raw.value, bytes) and bool(re.search(uid, raw.value))
 
 
 def _source_images(group: Dataset) -> list[Dataset]:
@@ -333,12 +336,10 @@ def _as_volume(planes: Sequence[_Plane], stack: SliceStack, path: str | Path, st
     return _Laid(found.masks, found.resampled)
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #e1b5bf3e
-def _n_beyond(planes: Sequence[_Plane], stack: SliceStack) -> int:
-    "Frames that lie before the first slice of the series or after its last"
-    places = [p.header.position_mm for p in planes if p.header.position_mm is not None]
-    if not places or not stack.placed:
-        return 0
-    return int(beyond_series(stack, np.array(places) @ stack.normal).sum())
+def _places_mm(planes: Sequence[_Plane], stack: SliceStack) -> np.ndarray:  # (N,)
+    "Where frames lie along the normal of the slices, as far as that is known"
+    places = [stack.normal @ p.header.position_mm for p in planes if p.header.position_mm is not None]
+    return np.array(places if stack.placed else [], float)
 
 
 def _laid(planes: Sequence[_Plane], stack: SliceStack, path: str | Path, step_mm: float | None) -> _Laid:
@@ -372,6 +373,8 @@ def read_seg(
     planes, step_mm, found = _planes(ds, path, stack, list(names)), _step_mm(ds, path, stack), []
     for key, name in names.items():
         masks, resampled = _laid(planes[key], stack, path, step_mm)
-        notes = ((RESAMPLED_NOTE,) if resampled else ()) + beyond_note(_n_beyond(planes[key], stack))
-        found.append(Structure(key, name, masks, _fraction_note(ds) + notes))
+        places_mm = _places_mm(planes[key], stack)
+        notes = ((RESAMPLED_NOTE,) if resampled else ()) + beyond_note(int(beyond_series(stack, places_mm).sum()))
+        beyond_mm = first_beyond(stack, places_mm, masks)
+        found.append(Structure(key, name, masks, _fraction_note(ds) + notes, beyond_mm=beyond_mm))
     return found

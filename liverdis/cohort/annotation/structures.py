@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAME_PLACE_MM', 'RESAMPLED_NOTE', 'Structure', 'slice_names', 'SliceNames', 'SliceStack', 'SliceMask',
-           'resample_slice', 'StackMasks', 'beyond_series', 'beyond_note', 'resample_onto', 'check_shape',
-           'select_structures']
+           'resample_slice', 'StackMasks', 'beyond_series', 'first_beyond', 'beyond_note', 'resample_onto',
+           'check_shape', 'select_structures']
 
 # %% ../../../nbs/cohort/annotation/structures.ipynb #b813cc56
 import os
@@ -27,11 +27,12 @@ from ...core import InputError
 class Structure:
     "One outlined structure: its mask on each slice that shows it."
 
-    key: str  # identifies it in its file: segment or ROI number, label value, lesion id; '' if the file holds just one
+    key: str  # in its file: segment or ROI number, label value, lesion id; of only one, '' or ':' and value
     name: str  # what the source calls it: segment label, ROI name, name of file or folder
     masks: dict[int, np.ndarray]  # rank of the slice -> (H,W) bool with at least one pixel
     notes: tuple[str, ...] = ()  # what the reader had to decide, one line each
-    lost: bool = False  # its file outlines more, at a place that may be an error
+    lost: bool = False  # its file outlines more, at a place that may be an error, or that nobody knows
+    beyond_mm: float = np.inf  # see `first_beyond`
 
 # %% ../../../nbs/cohort/annotation/structures.ipynb #8173c116
 def slice_names(
@@ -176,6 +177,9 @@ class SliceMask(NamedTuple):
     overlaps: bool  # at least one pixel of the slice lies within the mask's own image
 
 # %% ../../../nbs/cohort/annotation/structures.ipynb #1af99081
+_HALF = 0.501  # pixels
+
+
 def resample_slice(
     mask: np.ndarray,  # (h,w) bool
     header: SliceHeader,  # of the plane that the mask was drawn on
@@ -188,7 +192,7 @@ def resample_slice(
     if exact and header.shape == s.shape and _is_identity(m):
         return SliceMask(mask, False, True)
     r, c = np.mgrid[: s.shape[0], : s.shape[1]]
-    i, j = (np.rint(m.origin[k] + r * m.down[k] + c * m.along[k]).astype(int) for k in (0, 1))
+    i, j = (np.floor(m.origin[k] + r * m.down[k] + c * m.along[k] + _HALF).astype(int) for k in (0, 1))
     inside = (i >= 0) & (i < mask.shape[0]) & (j >= 0) & (j < mask.shape[1])
     sampled = mask[i.clip(0, mask.shape[0] - 1), j.clip(0, mask.shape[1] - 1)]
     return SliceMask(inside & sampled, not exact, bool(inside.any()))
@@ -201,6 +205,7 @@ class StackMasks(NamedTuple):
     resampled: bool  # see `SliceMask`, or a plane lies off its slice
     overlaps: bool  # at least one slice lies within the volume of the masks
     beyond: int  # masks that lie before the first slice of a series or after its last
+    beyond_mm: float  # see `first_beyond`
 
 # %% ../../../nbs/cohort/annotation/structures.ipynb #33e8f3a7
 def _reach_mm(headers: Sequence[SliceHeader], positions_mm: np.ndarray) -> float:
@@ -234,6 +239,19 @@ def beyond_series(
     return (positions_mm < ends[0] - reach) | (positions_mm > ends[-1] + reach)
 
 
+def first_beyond(
+    stack: SliceStack,
+    positions_mm: Sequence[float] | np.ndarray,  # of what a file outlines, along the normal of the slices
+    masks: Mapping[int, np.ndarray],  # what of it lies on slices, by rank
+) -> float:
+    "How many mm beyond an end of the series an outline begins; infinite if at neither, or if it goes on from a slice."
+    ends, places = stack.normal_positions_mm, np.array(positions_mm, float)
+    off = places[beyond_series(stack, places)]
+    below, above = ends[0] - off[off < ends[0]], off[off > ends[-1]] - ends[-1]
+    begins = [gap for gap, rank in ((below, 0), (above, len(ends) - 1)) if rank not in masks]
+    return float(np.concatenate([[np.inf], *begins]).min())
+
+
 def beyond_note(
     n: int,  # masks beyond the ends of the series
 ) -> tuple[str, ...]:
@@ -258,9 +276,9 @@ def resample_onto(
         overlaps |= here.overlaps
         if here.mask.any():
             masks[rank] = here.mask
-    off_end = beyond_series(stack, np.sign(normal @ stack.normal) * positions)
-    beyond = sum(bool(plane(int(k)).any()) for k in np.flatnonzero(off_end))
-    return StackMasks(masks, resampled, overlaps, beyond)
+    places = np.sign(normal @ stack.normal) * positions
+    off_end = [places[k] for k in np.flatnonzero(beyond_series(stack, places)) if plane(int(k)).any()]
+    return StackMasks(masks, resampled, overlaps, len(off_end), first_beyond(stack, off_end, masks))
 
 # %% ../../../nbs/cohort/annotation/structures.ipynb #8392a1af
 def check_shape(
@@ -277,7 +295,7 @@ def check_shape(
 # %% ../../../nbs/cohort/annotation/structures.ipynb #bae3a6c4
 def _listing(names: Mapping[str, str]) -> str:
     "The first keys, each with its name if that differs"
-    keyed = [key if key == name else f'{key} ({name})' for key, name in names.items() if key]
+    keyed = [key if key == name else f'{key} ({name})' for key, name in names.items() if key and key[0] != ':']
     more = [f'{len(keyed) - 9} more'] if len(keyed) > 9 else []
     return ', '.join(keyed[:9] + more or ['one structure', *names.values()])
 

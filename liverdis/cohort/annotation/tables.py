@@ -22,21 +22,25 @@ from ..door import guarded, kept_until_changed, require_file
 from ...core import InputError, brief
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #7b652433
+_START = 2**20  # bytes
+
+
 def _encoding(start: bytes) -> str:
-    "The encoding of a table that begins with some bytes"
+    "The encoding of a table that begins with some bytes, or has no more"
     if start.startswith((b'\xff\xfe', b'\xfe\xff')):
         return 'utf-16'
     try:
         start.decode('utf-8')
     except UnicodeDecodeError as e:
-        return 'utf-8-sig' if e.end == len(start) else 'cp1252'  # the last character may be cut
+        cut = len(start) == _START and e.end == len(start)  # in the last character
+        return 'utf-8-sig' if cut else 'cp1252'
     return 'utf-8-sig'
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #5203c2e4
 def _dialect(path: str | Path) -> dict:  # what `pandas.read_csv` wants to know
     "Encoding and separator of a table"
     with open(path, 'rb') as file:
-        start = file.read(2**20)
+        start = file.read(_START)
     encoding = _encoding(start)
     first = start.decode(encoding, 'ignore').split('\n', 1)[0]
     return {'encoding': encoding, 'sep': max(',;\t', key=first.count)}
@@ -56,7 +60,7 @@ def _read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
 def read_table(
     path: str | Path,  # CSV
 ) -> pd.DataFrame:  # all cells text
-    "A CSV of boxes or polygons, without spaces around its cells; `InputError` if it is no table."
+    "A table of text (commas, semicolons or tabs), without spaces around its cells; `InputError` if it is none."
     df = _read_csv(path).rename(columns=str.strip)
     if not isinstance(df.index, pd.RangeIndex):
         raise InputError(f"{path}: its rows have more cells than the first row has names; name every column")
@@ -81,6 +85,12 @@ _ALSO = {  # our name -> other names, without capitals and signs
     **dict.fromkeys('x_min_mm x_max_mm y_min_mm y_max_mm x_mm y_mm z_mm'.split(), ''),
 }
 _OURS = {also: ours for ours, others in _ALSO.items() for also in (ours.replace('_', ''), *others.split())}
+_WORDS = 'lesion', 'image', 'label'  # columns of words; all others hold numbers
+
+
+def _ours(column: str) -> str | None:
+    "What a column is called here"
+    return _OURS.get(re.sub(r'[\W_]+', '', column).lower())
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #1141d656
 def _our_columns(
@@ -90,10 +100,20 @@ def _our_columns(
     found: dict[str, str] = {}
     exact_first = sorted(columns, key=lambda c: c.strip() not in _ALSO)
     for column in exact_first:
-        ours = _OURS.get(re.sub(r'[\W_]+', '', column).lower())
+        ours = _ours(column)
         if ours and ours not in found.values():
             found[column] = ours
     return found
+
+
+def _require_distinct(columns: Iterable[str], path: str | Path) -> None:
+    "`InputError` for two columns of one meaning, of which nobody can say which counts"
+    called = defaultdict(list)
+    for column in columns:
+        called[_ours(column)].append(column)
+    for ours, names in called.items():
+        if ours and len(names) > 1 and not (ours in _WORDS and ours in names):
+            raise InputError(f"{path}: columns {' and '.join(names)} both mean {ours}; keep one of them")
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #f270ecbc
 _DEEPLESION = {'File_name', 'Bounding_boxes'}  # columns that no other table has
@@ -150,9 +170,10 @@ def _number_columns(df: pd.DataFrame, names: Sequence[str], path: str | Path) ->
 def _with_our_columns(path: str | Path) -> pd.DataFrame:
     "A table with the names of columns used here, and points for decimal commas"
     df = read_table(path)
+    _require_distinct(df.columns, path)
     df = df.rename(columns=_our_columns(df.columns))
     if _dialect(path)['sep'] != ',':
-        numbers = [c for c in df.columns if c not in ('lesion', 'image', 'label')]
+        numbers = [c for c in df.columns if c not in _WORDS]
         df[numbers] = df[numbers].replace(r'^(-?\d*),(\d+)$', r'\1.\2', regex=True)
     return df
 
@@ -384,6 +405,11 @@ def _box_pixels(rows: _Rows, stack: SliceStack, path: str | Path) -> np.ndarray:
     return np.column_stack(ends).astype(int)
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #29bdd58d
+def _pixels_beyond(box: np.ndarray, shape: tuple[int, int]) -> int:
+    "How far a box reaches beyond an image, at most; 0 if it lies within"
+    return max(0, *-box[:2], *(box[2:] + 1 - shape))
+
+
 def _box_slices(box: np.ndarray, shape: tuple[int, int], where: str) -> tuple[slice, slice]:
     "Rows and columns of the part of a box within the image; `InputError` if there is none"
     r0, c0, r1, c1 = box
@@ -405,13 +431,16 @@ def read_boxes(
     (path,) = paths
     rows = _asked_rows(path, stack, keys)
     masks: dict[str, dict[int, np.ndarray]] = {lesion: {} for lesion in rows.lesions}
+    beyond = dict.fromkeys(masks, 0)  # pixels
     for index, lesion, rank, box in zip(rows.df.index, rows.df.lesion, rows.ranks, _box_pixels(rows, stack, path)):
         shape = stack.slices[rank].shape
         at = _box_slices(box, shape, f'{path}: row {index + 2}')
         if rank not in masks[lesion]:
             masks[lesion][int(rank)] = np.zeros(shape, bool)
         masks[lesion][int(rank)][at] = True
-    notes = {lesion: ('a box, no outline', *rows.notes(lesion, 'boxes')) for lesion in masks}
+        beyond[lesion] = max(beyond[lesion], _pixels_beyond(box, shape))
+    cut = {lesion: _counted(n, 'pixels beyond the image, where its box was cut') for lesion, n in beyond.items()}
+    notes = {lesion: ('a box, no outline', *cut[lesion], *rows.notes(lesion, 'boxes')) for lesion in masks}
     return [Structure(k, k, dict(sorted(on.items())), notes[k], k in rows.off_mm) for k, on in masks.items()]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #470b0084
@@ -446,7 +475,8 @@ def read_polygons(
     few = 'contours of fewer than three points left out'
     notes = {lesion: _counted(short[lesion], few) + rows.notes(lesion, 'points') for lesion in rows.lesions}
     found = [_filled(lesion, polygons[lesion], notes[lesion], stack, path) for lesion in rows.lesions]
-    return [replace(s, lost=s.key in rows.off_mm) for s in found]
+    lost = lambda s: s.key in rows.off_mm or bool(short[s.key] or (polygons[s.key] and not s.masks))
+    return [replace(s, lost=lost(s)) for s in found]
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #e5fac222
 def _filled(
