@@ -6,6 +6,7 @@ from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pydicom
@@ -533,3 +534,11 @@ def test_any_share_leaves_something_for_training_and_for_validation(share):
     folds = make_folds(df, 3, share, seed=0)
     for k in (1, 2, 3):
         assert {'train', 'valid', 'test'} == set(folds[f'fold_{k}'])
+
+
+def test_a_nifti_of_two_dimensions_with_both_codes_says_so(tmp_path):
+    image = nib.Nifti1Image(np.zeros((8, 8), np.int16), np.eye(4))
+    image.set_sform(np.eye(4), 1)
+    image.set_qform(np.diag([3, 3, 3, 1.0]), 1)
+    image.to_filename(tmp_path / 'flat.nii')
+    assert '2 dimensions' in one_line(ct.volume_headers, tmp_path / 'flat.nii')

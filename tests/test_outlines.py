@@ -7,13 +7,15 @@ import pandas as pd
 import pydicom
 import pytest
 
+from liverdis.cohort.annotation.contours import fill_region
 from liverdis.cohort.annotation.readers import read_structures
 from liverdis.cohort.case_files import IngestOptions
 from liverdis.cohort.ct import read_headers, sort_slices, write_slice
 from liverdis.cohort.healthy import GAP_MM
 from liverdis.cohort.ingest import ingest
-from liverdis.cohort.labels import LabelRules, load_labels, write_labels
+from liverdis.cohort.labels import LabelRules, Named, load_labels, write_labels
 from liverdis.cohort.manifest import load_manifest, save_manifest
+from liverdis.cohort.outlines import Place
 from liverdis.cohort.roi import load_rois
 from liverdis.core import InputError
 
@@ -308,6 +310,14 @@ def test_labels_by_number_stay_with_their_lesions(source, again):
         assert numbered(source, again, corrected, 1)[1] == []
 
 
+def test_one_corrected_number_does_not_excuse_the_others(source):
+    "Only #3 is corrected, while #1 and #2 are the lesions that were #2 and #3"
+    numbered(source, (0, 1, 2))
+    half = LabelRules((*NUMBERED.rules[:2], ('tumor#3', 'hemangioma', '*')))
+    labelled, reasons = numbered(source, (1, 2, 3), half)
+    assert not labelled and 'numbered anew' in reasons[0]
+
+
 def test_a_number_in_addition_does_not_excuse_the_others(source):
     numbered(source, (1, 2), LabelRules(NUMBERED.rules[:2]))
     numbered(source, (0, 1, 2), LabelRules(NUMBERED.rules[:2]))
@@ -565,3 +575,29 @@ def test_folders_of_visits_are_told(tmp_path):
     labels = LabelRules((('*tumor', 'cyst', '*'),))
     done = ingest(tmp_path / 'src', tmp_path / 'again', labels, options=IngestOptions(healthy=0))
     assert done.manifest.df.patient_id.nunique() == 2 and not told(done) and len(done.manifest.df) == 3
+
+
+def test_a_hole_that_reaches_over_the_rim_by_a_little_is_a_hole():
+    angle = np.linspace(0, 2 * np.pi, 60)
+    circle = lambda row, radius: np.stack([row + radius * np.sin(angle), 30 + radius * np.cos(angle)], 1)
+    whole, hole, part = (
+        fill_region([circle(30, 12), c], (60, 60)) for c in (circle(90, 3), circle(38.5, 4), circle(42, 6))
+    )
+    assert 40 < whole.sum() - hole.sum() < 60  # a hole of 50 pixels, a few of them beyond
+    assert part.sum() > whole.sum()  # and one that crosses is united
+
+
+@pytest.mark.parametrize('value, liver', [('', True), ('1', True), ('5', False), ('2', False)])
+def test_a_map_of_the_usual_tumour_value_is_no_liver_by_its_name(value, liver):
+    assert (LabelRules().of(Named('liver', value=value), ()) == 'liver') == liver
+
+
+def test_a_lesion_that_lost_a_part_is_the_same_lesion():
+    with_vessel, mended = Place((0, 0, 0), 40), Place((18, 0, 0), 6)
+    assert mended.is_that(with_vessel) and with_vessel.is_that(mended) and not Place((50, 0, 0), 6).is_that(mended)
+
+
+def test_a_contour_that_crosses_two_others_is_united_with_them():
+    square = lambda r, c, n=9: np.array([(r, c), (r, c + n), (r + n, c + n), (r + n, c)], float) + 0.5
+    a, b, across = square(10, 10), square(10, 17), square(13, 14, 6)
+    assert fill_region([a, b, across], (40, 40)).sum() == fill_region([a, b], (40, 40)).sum()

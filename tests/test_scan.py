@@ -1053,16 +1053,18 @@ def test_a_mask_called_after_another_patient_is_refused_where_others_have_names(
     assert len(table) == 1 and 'is called otherwise' in why_not(done)
 
 
-def test_copies_with_other_pixels_are_refused(tmp_path):
-    "A processed copy that kept its UIDs, in a folder that comes first"
+@pytest.mark.parametrize('changed', [(0, 1, 2), (2,)])
+def test_copies_with_other_pixels_are_refused(tmp_path, changed):
+    "A processed copy that kept its UIDs, in a folder that comes first; the message names a slice that differs"
     series(tmp_path / 'src/P1/ct', 'P1')
     (tmp_path / 'src/P1/a').mkdir()
     for f in (tmp_path / 'src/P1/ct').iterdir():
         ds = pydicom.dcmread(f)
-        ds.PixelData = (np.frombuffer(ds.PixelData, 'i2') // 2).astype('i2').tobytes()
+        if int(f.stem[-1]) - 1 in changed:
+            ds.PixelData = (np.frombuffer(ds.PixelData, 'i2') // 2).astype('i2').tobytes()
         ds.save_as(tmp_path / 'src/P1/a' / f.name)
     to_nifti(np.stack([0 * outline(), outline(), 0 * outline()]), tmp_path / 'src/P1/tumour.nii.gz')
-    with pytest.raises(InputError, match='and other pixels, so one was changed'):
+    with pytest.raises(InputError, match=f'0{changed[0] + 1}.dcm: has the UID and place of .* and other pixels'):
         measured(tmp_path / 'src')
 
 
@@ -1073,3 +1075,38 @@ def test_a_study_under_two_patient_ids_is_told(tmp_path):
     series(tmp_path / 'src/3', 'a18', 80)
     _, problems = scan_folder(tmp_path / 'src')
     assert sum('is of a study that has another PatientID, too' in p.reason for p in problems) == 1
+
+
+@pytest.mark.parametrize('step, taken', [(5.05, True), (9.0, False)])
+def test_a_mask_whose_affine_is_rounded_is_taken(tmp_path, step, taken):
+    series(tmp_path / 'src/P1/ct', 'P1')
+    mask = np.transpose(np.stack([0 * outline(), outline(), 0 * outline()]), (2, 1, 0))
+    nib.Nifti1Image(mask, np.diag([-1, -1, step, 1])).to_filename(tmp_path / 'src/P1/tumour.nii.gz')
+    table, done = measured(tmp_path / 'src')
+    assert (table is not None) == taken and ('lies elsewhere' in why_not(done)) != taken
+
+
+def test_copies_of_the_same_hounsfield_units_are_copies_however_they_are_stored(tmp_path):
+    series(tmp_path / 'src/P1/ct', 'P1')
+    (tmp_path / 'src/P1/a').mkdir()
+    for f in (tmp_path / 'src/P1/ct').iterdir():
+        ds = pydicom.dcmread(f)
+        stored, shift = np.frombuffer(ds.PixelData, 'i2'), 100
+        ds.PixelData, ds.RescaleIntercept = (stored + shift).astype('i2').tobytes(), ds.RescaleIntercept - shift
+        ds.save_as(tmp_path / 'src/P1/a' / f.name)
+    to_nifti(np.stack([0 * outline(), outline(), 0 * outline()]), tmp_path / 'src/P1/tumour.nii.gz')
+    table, _ = measured(tmp_path / 'src')
+    assert len(table) == 1 and 'copies of slices left out' in table.notes[0]
+
+
+def test_a_sheared_volume_may_have_both_of_its_forms(tmp_path):
+    affine = np.array([[-1, 0, 0, 0], [0, -1, -1.5, 0], [0, 0, 5, 0], [0, 0, 0, 1.0]])
+    (tmp_path / 'src').mkdir()
+    ct, mask = [body(60, k) for k in range(3)], [0 * outline(), outline(), 0 * outline()]
+    for name, values in (('a_ct', np.stack(ct).astype('i2')), ('a_seg', np.stack(mask))):
+        image = nib.Nifti1Image(np.transpose(values, (2, 1, 0)), affine)
+        image.set_sform(affine, 1)
+        image.set_qform(affine, 1)
+        image.to_filename(tmp_path / f'src/{name}.nii')
+    table, _ = measured(tmp_path / 'src')
+    assert len(table) == 1

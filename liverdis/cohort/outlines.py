@@ -41,7 +41,7 @@ class Labeller:
     given: dict[str, str | None] = field(default_factory=dict)  # what the rules said, by `Named.recorded`
     names: dict[str, str] = field(default_factory=dict)  # code to name
     before: dict = field(default_factory=dict)  # the record of an earlier run
-    places: dict[str, list[list[float]]] = field(default_factory=dict)  # see `Place`, of lesions by `Named.recorded`
+    places: dict[str, list] = field(default_factory=dict)  # a list of `Place` for lesions by `Named.recorded`
 
     def named(
         self,
@@ -78,7 +78,7 @@ _NEAR = 5  # mm, or slices and pixels
 class Place(NamedTuple):
     "Where a lesion lies, in mm; in slices and pixels if no header says where those are."
 
-    middle: np.ndarray  # (3,) of the box around it: x, y, z in the patient, or slice, row, column
+    middle: tuple[float, ...]  # (3,) of the box around it: x, y, z in the patient, or slice, row, column
     reach: float  # half the longest side of the box, or `_NEAR`
 
     @classmethod
@@ -93,11 +93,15 @@ class Place(NamedTuple):
         if series.slices[0].placed:
             slices = [series.slices[rank] for rank in (ranks[0], ranks[-1])]
             ends = np.array([s.position_mm + s.axes[:, :2] @ end[1:] for s, end in zip(slices, ends)])
-        return cls(ends.mean(0), max(_NEAR, float(np.abs(ends[1] - ends[0]).max()) / 2))
+        reach = max(_NEAR, float(np.abs(ends[1] - ends[0]).max()) / 2)
+        return cls(tuple(ends.mean(0).round(1).tolist()), round(reach, 1))
 
-    def takes_in(self, middle: Sequence[float]) -> bool:
-        "Whether the middle of a lesion of an earlier run lies so near that it is the same one."
-        return bool(np.linalg.norm(np.subtract(middle, self.middle)) <= self.reach)
+    def is_that(
+        self,
+        other: 'Place',  # of a lesion of an earlier run
+    ) -> bool:
+        "Whether the middle of one lies so near to that of the other that they are the same lesion."
+        return bool(np.linalg.norm(np.subtract(self.middle, other.middle)) <= max(self.reach, other.reach))
 
 # %% ../../nbs/cohort/outlines.ipynb #ee2ae14f
 @dataclass(eq=False)
@@ -341,16 +345,19 @@ def _moved(
     lesions: list[Named],  # of one structure
     before: dict[Named, str | None],  # as `_labels_before`
 ) -> str:  # '' if the numbers are right
-    "Which lesion's number, though the labels by number are as they were, is another lesion's now."
+    "Which lesion's number, whose label is as it was, is that of another lesion now."
     labeller, unit = reading.labeller, ' mm' if reading.series.slices[0].placed else ' (slice, row, column)'
-    labels = {labeller.given[n.recorded] for n in lesions} | {*before.values()}
-    if len(labels) < 2 or any(labeller.rules.of(n, labeller.patient) != label for n, label in before.items()):
+    if len({labeller.given[n.recorded] for n in lesions} | {*before.values()}) < 2:
         return ''
-    at = lambda middle: ', '.join(f'{v:.0f}' for v in middle) + unit
-    for named in [n for n in lesions if n in before]:
-        place, known = reading.places[named], labeller.before['places'][named.recorded]
-        if not any(map(place.takes_in, known)):
-            return f'#{named.number} was at {at(known[0])} and is at {at(place.middle)} now'
+    known = {n: [Place(*p) for p in labeller.before['places'][n.recorded]] for n in before}
+    kept = [n for n, label in before.items() if labeller.rules.of(n, labeller.patient) == label]
+    at = lambda place: ', '.join(f'{v:.0f}' for v in place.middle) + unit
+    for named in [n for n in lesions if n in kept]:
+        place = reading.places[named]
+        here = [n for n, places in known.items() if any(map(place.is_that, places))]
+        of_other_label = any(before[n] != before[named] for n in here)
+        if named not in here and (of_other_label or len(kept) == len(before)):
+            return f'#{named.number} was at {at(known[named][0])} and is at {at(place)} now'
     return ''
 
 
@@ -364,12 +371,13 @@ def _check_numbers(
         before = _labels_before(labeller, structure)
         if moved := _moved(reading, lesions, before):
             labeller.given |= {n.recorded: label for n, label in before.items()}
-            labeller.places |= {n.recorded: labeller.before['places'][n.recorded] for n in before}
+            labeller.places |= {n.recorded: [*labeller.before['places'][n.recorded]] for n in before}
             _leave_out_renumbered(reading, structure, moved)
         else:
             for named in lesions:
-                middle = reading.places[named].middle.round(1).tolist()
-                labeller.places.setdefault(named.recorded, []).append(middle)
+                known = labeller.places.setdefault(named.recorded, [])
+                if not any(reading.places[named].is_that(Place(*place)) for place in known):
+                    known.append(reading.places[named])
 
 
 def _leave_out_renumbered(
@@ -381,7 +389,7 @@ def _leave_out_renumbered(
     own = [lesion for lesion in reading.lesions if replace(lesion.structure, number=None) == structure]
     reason = (
         f"its lesions are numbered anew, since the outline changed: {moved}; correct the numbers in the labels file, "
-        "or, if they are right, ingest into a new folder"
+        "or, if they are right, delete the folder of this patient in cases"
     )
     reading.to.skip(structure.key, own[0].path if own else None, reason, failed=True)
     reading.failed = True

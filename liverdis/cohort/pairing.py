@@ -125,10 +125,9 @@ def _all_among(asked_mm: np.ndarray, positions_mm: np.ndarray) -> bool:
     return bool((positions_mm[at] <= asked_mm + SAME_PLACE_MM).all())
 
 # %% ../../nbs/cohort/pairing.ipynb #b2b253f8
-def _places(headers: Sequence[SliceHeader], first: SliceHeader) -> tuple[np.ndarray, np.ndarray]:
-    "Where slices begin in the plane of a first one, (N,2) pixels, and along its normal, (N,) mm"
-    corners = first.to_pixels([h.position_mm for h in headers])[:, :2]
-    return corners, np.array([h.normal_position_mm for h in headers])
+def _places(headers: Sequence[SliceHeader], first: SliceHeader) -> np.ndarray:
+    "Where slices begin, (N,3): row and column in the plane of a first one, and mm above it"
+    return first.to_pixels([h.position_mm for h in headers])
 
 
 def _on_grid(headers: Sequence[SliceHeader], series: Series, beyond: bool = False) -> bool:
@@ -138,22 +137,26 @@ def _on_grid(headers: Sequence[SliceHeader], series: Series, beyond: bool = Fals
         return False
     if not (a.placed and b.placed):
         return a.position_mm is b.position_mm and len(headers) == len(series.slices)
-    (corners, asked), (grid, positions) = (_places(part, b) for part in (headers, series.slices))
+    asked, own = (_places(part, b) for part in (headers, series.slices))
     if beyond:
-        within = (asked >= positions[0] - SAME_PLACE_MM) & (asked <= positions[-1] + SAME_PLACE_MM)
-        corners, asked = corners[within], asked[within]
-    if not (len(asked) and _all_among(asked, positions)):
+        ends = own[[0, -1], 2] + [-SAME_PLACE_MM, SAME_PLACE_MM]
+        asked = asked[(asked[:, 2] >= ends[0]) & (asked[:, 2] <= ends[1])]
+    if not (len(asked) and _all_among(asked[:, 2], own[:, 2])):
         return False
-    nearest = np.abs(asked[:, None] - positions).argmin(1)
-    return bool(np.allclose(corners, grid[nearest], atol=0.2))
+    nearest = np.abs(asked[:, 2:] - own[:, 2]).argmin(1)
+    return bool(np.allclose(asked[:, :2], own[nearest, :2], atol=0.2))
 
 # %% ../../nbs/cohort/pairing.ipynb #46897f50
 def _misplaced(headers: Sequence[SliceHeader], series: Series) -> bool:
-    "Whether a volume has the slices of a series, of which it shares an end, at other places"
-    ends = [s.position_mm for s in (series.slices[0], series.slices[-1])]
-    alike = len(headers) == len(series.slices) > 1 and headers[0].shape == series.slices[0].shape and headers[0].placed
-    shared = any(_close(h.position_mm, end, SAME_PLACE_MM) for h in (headers[0], headers[-1]) for end in ends)
-    return alike and shared
+    "Whether a volume has the slices of a series, of which it shares an end, half a pixel or a step away from them"
+    first = series.slices[0]
+    alike = len(headers) == len(series.slices) > 1 and headers[0].shape == first.shape
+    if not (alike and headers[0].placed and first.placed):
+        return False
+    asked, own = (_places(part, first) for part in (headers, series.slices))
+    off = np.abs(asked[asked[:, 2].argsort()] - own)
+    least = [0.5, 0.5, np.median(np.diff(own[:, 2])) / 2]
+    return bool((off[[0, -1]].max(1) < SAME_PLACE_MM).any() and (off > least).any())
 
 
 def _inside(headers: Sequence[SliceHeader], series: Series) -> bool:

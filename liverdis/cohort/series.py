@@ -20,7 +20,7 @@ import pandas as pd
 
 from .annotation.labelmaps import is_label_map
 from .annotation.tables import read_table
-from .ct import SliceHeader, is_upright, read_dicom, read_pixels, sort_slices
+from .ct import SliceHeader, is_upright, read_dicom, read_hu, read_pixels, sort_slices
 from .door import checked_numbers, guarded
 from .headers import OutlineEntry, Problem, SliceEntry, names_phase, naming_words, phase_of, problem_of
 from .volumes import is_volume
@@ -157,15 +157,22 @@ def _without_copies(entries: Sequence[SliceEntry]) -> list[SliceEntry]:
     return [group[0] for group in _copies(entries)]
 
 
-def _check_copies(entries: Sequence[SliceEntry]) -> None:
-    "`InputError` if a copy of a slice has other pixels; one of each stack is looked at"
-    first, *others = next((group for group in _copies(entries) if len(group) > 1), entries[:1])
-    for other in others:
-        a, b = _stored(first), _stored(other)
-        if a is not None and b is not None and not np.array_equal(a, b):
-            raise InputError(
-                f"has the UID and place of {other.header.path} and other pixels, so one was changed; leave one out"
-            )
+def _alike(a: SliceEntry, b: SliceEntry) -> bool:
+    "Whether two slices show the same; also if one cannot be read, which is reported when it is needed"
+    try:
+        return np.array_equal(*(np.rint(read_hu(e.header).hu) for e in (a, b)))
+    except InputError:
+        return True
+
+
+def _changed_copies(entries: Sequence[SliceEntry]) -> list[Problem]:
+    "A problem for the first slice of which a copy has other pixels"
+    pairs = ((group[0], other) for group in _copies(entries) for other in group[1:])
+    for first, other in pairs:
+        if not _alike(first, other):
+            reason = f"has the UID and place of {other.header.path} and other pixels, so one was changed; leave one out"
+            return [Problem(first.header.path, reason)]
+    return []
 
 
 def _in_order(entries: Sequence[SliceEntry]) -> list[SliceHeader]:
@@ -199,11 +206,9 @@ def _stacks(entries: Sequence[SliceEntry]) -> list[Series | Problem]:
     parts = _acquisitions(entries)
     if len(parts) > 1:
         return [stack for part in parts for stack in _stacks(part)]
+    if changed := _changed_copies(entries):
+        return [*changed]
     distinct = _without_copies(entries)
-    try:
-        _check_copies(entries)
-    except InputError as e:
-        return [Problem(distinct[0].header.path, str(e))]
     try:
         return [_series(distinct, _in_order(distinct), len(entries) - len(distinct))]
     except InputError as e:
@@ -411,10 +416,15 @@ def _one_name(all_series: Iterable[Series]) -> list[Problem]:
 def _one_study(all_series: Iterable[Series]) -> list[Problem]:
     "A note for each PatientID of a study that has another one, too, if no other name goes with it"
     called = lambda s: s.identifiers.removeprefix(s.patient).strip()
-    studies = grouped((s for s in all_series if s.study), lambda s: (s.study, called(s)))
-    reason = "is of a study that has another PatientID, too, and the two count as two patients; if one, give both one"
+    n_patients = len({s.patient for s in all_series})
+    studies = grouped((s for s in all_series if s.study and not s.person), lambda s: (s.study, called(s)))
     patients = [grouped(group, lambda s: s.patient) for group in studies]
-    return _noted((patient[0] for found in patients for patient in found[1:]), reason)
+    reason = (
+        "is of a study that has another PatientID, too, and the two count as two patients; if they are one, give both "
+        "one PatientID"
+    )
+    told = [found for found in patients if len(found) < max(5, 0.8 * n_patients)]
+    return _noted((patient[0] for found in told for patient in found[1:]), reason)
 
 
 def _several_names(all_series: Iterable[Series]) -> list[Problem]:

@@ -288,11 +288,16 @@ def _require_near(path: Path) -> None:
 
 def _require_one_place(image: Any, path: Path) -> None:
     "`InputError` if the qform and the sform of a NIfTI file lead to different places"
-    qform, sform = (form(coded=True)[0] for form in (image.get_qform, image.get_sform))
-    if qform is None or sform is None:
+    try:
+        qform, sform = (form(coded=True)[0] for form in (image.get_qform, image.get_sform))
+    except nib.spatialimages.HeaderDataError:  # a qform that is none
         return
+    if qform is None or sform is None or len(image.shape) < 3:
+        return
+    unsheared = image.header.copy()
+    unsheared.set_qform(sform)  # all of the sform that a qform can hold
     corners = np.array(list(product(*([0, n - 1] for n in image.shape[:3]))))
-    apart_mm = np.linalg.norm(nib.affines.apply_affine(qform - sform, corners), axis=1).max()
+    apart_mm = np.linalg.norm(nib.affines.apply_affine(qform - unsheared.get_qform(), corners), axis=1).max()
     if apart_mm > np.linalg.norm(sform[:3, :3], axis=0).min() / 2:
         raise InputError(
             f"{path}: its qform and its sform lie {apart_mm:.1f} mm apart; set the wrong one to the other, by "

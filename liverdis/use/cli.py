@@ -594,7 +594,9 @@ def _left_out(result: 'Ingested') -> list[str]:
     own = result.skipped[~result.skipped.failed & ~asked & (result.skipped.patient_id != '')]
     lines = [f'{"in doubt" if p.doubt else "left out"}: {p.reason}' for p in result.problems if not p.failed]
     lines += [f'left out: {result.named(s.what)}: {result.details.get(s.detail, s.reason)}' for s in own.itertuples()]
-    alike = pd.Series(lines, dtype=object).groupby(lambda i: re.sub(r'[\da-p-]*\d[\d.]*', '#', lines[i]), sort=False)
+    alike = pd.Series(lines, dtype=object).groupby(
+        lambda i: re.sub(r'\b[a-p][\da-f]{9,}\b|\d[\d.]*', '#', lines[i]), sort=False
+    )
     return [g.iloc[0] + (f' (and {len(g) - 1} like it)' if len(g) > 1 else '') for _, g in alike]
 
 # %% ../../nbs/use/cli.ipynb #18b93f67

@@ -96,17 +96,26 @@ def fill_polygons(
     return mask
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #regions2
+_WITHIN = 0.9  # share of a contour's pixels that lie in another, of which it is a hole then
+
+
 def fill_region(
     contours: Iterable[np.ndarray],  # each (N,2): row and column of its points, in pixels
     shape: tuple[int, int],  # of the mask
     where: str | Path = 'an outline',  # file, for messages
 ) -> np.ndarray:  # (H,W) bool
     "Fill the contours of one region: holes are cut out, contours that cross are united, and a repetition counts once."
-    areas = {pixels.tobytes(): pixels for pixels in (_pixels(points, shape, where) for points in contours)}
-    depth = np.zeros(shape, int)  # 1 within a contour, 2 within one that lies in it, and so on
-    for pixels in sorted(filter(len, areas.values()), key=len, reverse=True):
-        depth.flat[pixels] = np.maximum(depth.flat[pixels], depth.flat[pixels].min() + 1)
-    return depth % 2 == 1
+    every = {pixels.tobytes(): pixels for pixels in (_pixels(points, shape, where) for points in contours)}
+    areas = sorted(filter(len, every.values()), key=len, reverse=True)
+    depths: list[int] = []  # 1 for a contour, 2 for one that lies in it, and so on
+    for k, pixels in enumerate(areas):
+        near = [j for j in range(k) if areas[j][0] <= pixels[len(pixels) // 2] <= areas[j][-1]]
+        around = [depths[j] for j in near if np.isin(pixels, areas[j]).mean() >= _WITHIN]
+        depths.append(1 + max(around, default=0))
+    mask = np.zeros(shape, bool)
+    for k in np.argsort(depths, kind='stable'):
+        mask.flat[areas[k]] = depths[k] % 2 == 1
+    return mask
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #971875da
 def is_pixel_chain(
@@ -252,6 +261,7 @@ class _Roi:
     path: str | Path
     placed: dict[int, list[_Contour]] = field(default_factory=lambda: defaultdict(list))  # by rank of the slice
     elsewhere: list[float] = field(default_factory=list)  # mm along the normal, of contours on no slice
+    torn: list[np.ndarray] = field(default_factory=list)  # lines that enclose nothing, (N,3) mm
     counts: Counter[str] = field(default_factory=Counter)  # what the notes say
 
 # %% ../../../nbs/cohort/annotation/contours.ipynb #ab4bca2b
@@ -272,6 +282,8 @@ def _add_contour(roi: _Roi, contour: Dataset) -> None:
     points = _points(contour, roi.path)
     if not _encloses_pixels(contour, points):
         roi.counts[_OPEN] += 1
+        if len(points) > 2:  # more than a mark, or what planning systems leave over
+            roi.torn.append(points)
         return
     named = _named_rank(contour, roi.stack)
     rank = _rank_by_place(points, roi) if named is None else named
@@ -314,8 +326,8 @@ def _filled(roi: _Roi, rank: int) -> np.ndarray:
 def _is_lost(roi: _Roi, masks: dict[int, np.ndarray]) -> bool:
     "Whether a contour that is not in the masks may lie within the series"
     within = not beyond_series(roi.stack, np.array(roi.elsewhere)).all()
-    left_out = any(roi.counts[what] for what in (_OPEN, _ACROSS, _CANCELLED))
-    return within or left_out or bool(roi.placed and not masks)
+    left_out = roi.torn or roi.counts[_ACROSS] or roi.counts[_CANCELLED]
+    return bool(within or left_out or (roi.placed and not masks))
 
 
 def _structure(key: str, roi: _Roi, contours: Iterable[Dataset]) -> Structure:
