@@ -285,6 +285,7 @@ def numbered(source, spots, labels=NUMBERED, n=0):
     nifti(source / 'anna/tumor.nii.gz', sum(SPOTS[i] for i in spots))
     done = ingest(source, out := source.with_name('out'), labels, options=IngestOptions(healthy=n))
     m = pd.read_csv(out / 'measurements.csv') if done.manifest else pd.DataFrame(columns=['row_min', 'label'])
+    m = m.sort_values('label', key=lambda label: label != 'healthy')  # whose square may begin in a lesion's row
     return dict(zip(m.row_min, m.label)), done.skipped.reason[done.skipped.failed].tolist()
 
 
