@@ -110,10 +110,11 @@ docstest: $(STAMP) ## the site in a browser: every page, link, picture and width
 	$(BIN)/pytest -n auto --dist worksteal docs
 
 # uv takes as direct only what it is asked for; the wheel alone would come with the newest of all that it requires
-lowtest: build ## the same with the oldest dependencies that settings.ini allows
+lowtest: build ## the same and the extras, with the oldest dependencies that settings.ini allows
 	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv "$$env" && \
 	"$$env/bin/pip" install --quiet --disable-pip-version-check uv && export UV_PYTHON_DOWNLOADS=never && \
 	"$$env/bin/uv" --no-config pip compile --quiet --resolution lowest-direct --no-annotate --no-header \
+	  --extra cluster --extra explore --extra onnx --extra pretrained \
 	  --python "$$env/bin/python" setup.py --output-file "$$env/oldest.txt" && \
 	"$$env/bin/uv" --no-config pip install --quiet --no-deps --python "$$env/bin/python" -r "$$env/oldest.txt" dist/*.whl && \
 	"$$env/bin/pip" check && \

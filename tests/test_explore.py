@@ -163,6 +163,15 @@ def test_in_jupyterlab(lab, browser):
     assert page.evaluate(DECODED) != before
 
 
+def test_report_of_a_run_of_ones_own_settings(tmp_path):
+    "`reproduce` need not be told of a preset, and the oracle of a study has none"
+    results = json.loads((RESULTS / "results.json").read_text())
+    del results["preset"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    shutil.copy(RESULTS / "predictions.csv", tmp_path)
+    assert "<title>liverdis: own settings" in write_report(tmp_path).read_text()
+
+
 def test_names_from_files_are_escaped_in_the_report(tmp_path):
     "A case whose id is a script, and which is so hard that the report names it"
     for name in ("results.json", "predictions.csv"):

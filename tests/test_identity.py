@@ -110,6 +110,13 @@ def test_a_pattern_that_takes_in_a_liver_is_refused(tmp_path, pattern):
         ingest(tmp_path / 'src', tmp_path / 'out', rules(f'{pattern},metastasis'))
 
 
+def test_liver_is_offered_for_what_is_as_large(tmp_path):
+    volumes(tmp_path / 'src', 1, mm=2.0)
+    done = ingest(tmp_path / 'src', tmp_path / 'out')
+    offered = {done.named(row.what): 'liver' in row.todo.split(',')[1].split('|') for row in done.skipped.itertuples()}
+    assert offered == {'segmentation-1:1': True, 'segmentation-1:2': False}
+
+
 def test_a_pattern_that_takes_in_something_as_large_as_a_liver(tmp_path):
     "No name says which value is the liver; its size does. A line that names it is believed."
     volumes(tmp_path / 'src', 1, mm=2.0)

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from liverdis.cohort import ct, decoding, roi
+from liverdis.cohort import ct, decoding, roi, volumes
 from liverdis.cohort.annotation.readers import read_mask
 from liverdis.cohort.annotation.seg import _mentions
 from liverdis.cohort.annotation.tables import read_table
 from liverdis.cohort.ct import AIR, SliceHeader, read_series, read_slice, write_slice
 from liverdis.cohort.folds import make_folds
+from liverdis.cohort.headers import problem_of
 from liverdis.cohort.healthy import GAP_MM, Liver, OutlinedPlane, _Square, near_lesions, place_healthy
 from liverdis.cohort.labels import LabelRules, Named, load_labels, shared_names, write_labels
 from liverdis.cohort.manifest import MANIFEST_COLUMNS, file_checksum, load_manifest, save_manifest, verify_files
@@ -457,6 +458,38 @@ def test_a_bug_of_ours_is_no_damaged_file(tmp_path, monkeypatch):
     monkeypatch.delenv('LIVERDIS_BUGS')
     with pytest.raises(InputError, match='1.dcm: damaged file'):  # a user sees no traceback all the same
         read_slice(tmp_path / '1.dcm')
+
+
+@pytest.mark.parametrize(
+    'module, name, reader, file',
+    [
+        (ct, '_require_syntax', ct.read_headers, '1.dcm'),
+        (ct, '_require_bits', read_slice, '1.dcm'),
+        (ct, '_turn', ct.read_volume, '1.nii'),
+        (volumes, '_require_near', volumes.open_volume, '1.nii'),
+    ],
+)
+def test_no_reader_hides_a_bug(tmp_path, monkeypatch, module, name, reader, file):
+    "Where a reader has words of its own, too: a name that is gone"
+    write_slice(tmp_path / '1.dcm', np.zeros((8, 8)))
+    nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)).to_filename(tmp_path / '1.nii')
+    monkeypatch.delattr(module, name)
+    with pytest.raises(NameError):
+        reader(tmp_path / file)
+    monkeypatch.delenv('LIVERDIS_BUGS')
+    assert name in one_line(reader, tmp_path / file)
+    monkeypatch.undo()
+    assert reader(tmp_path / file) is not None
+
+
+def test_no_memory_is_no_damaged_file(tmp_path, monkeypatch):
+    def no_memory(*args, **kwargs):
+        raise MemoryError
+
+    write_slice(tmp_path / '1.dcm', np.zeros((8, 8)))
+    monkeypatch.setattr(ct, 'parse_dicom', no_memory)
+    assert 'needs more memory than there is' in one_line(read_slice, tmp_path / '1.dcm')
+    assert 'needs more memory than there is' in problem_of(tmp_path / '1.dcm', MemoryError()).reason
 
 
 # what a second maintainer found

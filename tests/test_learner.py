@@ -18,6 +18,7 @@ from fastai.metrics import F1Score, accuracy
 from fastai.optimizer import Adam
 
 from liverdis.core import CLASSES
+from liverdis.method.arms import GENERATORS
 from liverdis.method.data import TensorROI, phantom_fold, to_roi
 from liverdis.method.disentangle import Adversary, Disentangler, classifier_learner, disentangle_learner
 from liverdis.method.learner import Recorder, RoiLearner
@@ -403,3 +404,11 @@ def test_constructors_leave_the_network_alone(make, trained):
     quietly(learn, "fit", 1)
     assert [m.training for m in net.modules()] == modes
     assert [p.requires_grad for p in net.parameters()] == trainable
+
+
+def test_codes_that_are_all_alike_are_decoded():
+    "A collapsed encoder has no spread by which to divide"
+    net = GENERATORS["disentangle"].model(S).eval()
+    net.fit_scale(torch.zeros(9, S.code_size))
+    assert net(torch.rand(2, 1, S.roi_size, S.roi_size))[0].isfinite().all()
+    assert net.decode(torch.zeros(2, S.code_size), torch.ones(2, S.code_size)).isfinite().all()

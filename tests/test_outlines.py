@@ -334,6 +334,28 @@ def test_lesions_of_one_label_may_move(source):
 # healthy is only what is known to be
 
 
+@pytest.mark.parametrize('refused, left', [('fractions', {'miller'}), ('mesh', set())])
+def test_files_refused_for_one_reason_keep_squares_from_all_their_patients(tmp_path, refused, left):
+    "They are told in one line, of which the first file's patient alone once went without. A mesh may be anybody's."
+    src = tmp_path / 'src'
+    for name in ('jones', 'smith', 'miller'):
+        hu = np.random.default_rng(len(name)).normal(50, 60, LIVER.shape).round().astype(np.int16)
+        nifti(src / f'{name}.nii.gz', hu)
+        nifti(src / f'{name}_liver.nii.gz', LIVER)
+        nifti(src / f'{name}_tumor.nii.gz', GROWTH)
+    for name in ('jones', 'smith'):
+        if refused == 'fractions':
+            nifti(src / f'{name}_tumor.nii.gz', 0.7 * GROWTH)
+        else:
+            (src / f'{name}_tumor.nii.gz').unlink()
+            (src / f'{name}_tumor.stl').write_text('solid')
+    labels = LabelRules((('*liver', 'liver', '*'), ('*tumor', 'cyst', '*')))
+    done = ingest(src, tmp_path / 'out', labels, options=IngestOptions(healthy=2))
+    called = {pid: names for pid, *names in done.patients}
+    with_squares = set(done.manifest.df.patient_id[done.manifest.df.label == 'healthy'])
+    assert {name for pid in with_squares for name in called[pid] if name != '.'} == left
+
+
 def test_a_liver_without_lesions_has_healthy_squares(source):
     berta(source)
     squares, reasons = healthy(source)

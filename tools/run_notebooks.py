@@ -20,9 +20,11 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from execnb.nbio import mk_cell
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
 from nbdev.config import get_config
@@ -148,7 +150,10 @@ def stale(nb, root):
 def run(path, root):
     """Run one notebook in its folder and store it, marked."""
     start, nb = time.time(), nbformat.read(path, as_version=4)
-    Client(nb, timeout=None, record_timing=False, resources={"metadata": {"path": str(path.parent)}}).execute()
+    client = Client(nb, timeout=None, record_timing=False, resources={"metadata": {"path": str(path.parent)}})
+    with TemporaryDirectory() as tmp:  # sockets in a folder of its own: two kernels may choose one port
+        client.km = AsyncKernelManager(transport="ipc", connection_file=f"{tmp}/kernel.json")
+        client.execute()
     nbformat.write(nb, path)
     nbdev_clean(str(path))
     nb = nbformat.read(path, as_version=4)

@@ -174,7 +174,7 @@ class PatientFolder:
     skipped: list[dict] = field(default_factory=list)  # rows of `skipped.csv`
     details: dict[str, str] = field(default_factory=dict)  # code to reason in full, for the private table
     rois: list[np.ndarray] = field(default_factory=list)  # (size,size) HU, one for each case
-    middles: set[str] = field(default_factory=set)  # digests of slices, see `_note_middle`
+    slices: set[str] = field(default_factory=set)  # digests, by which the same slice of another patient is found
 
     def skip(
         self,
@@ -245,6 +245,7 @@ def _write_case(
         return to.skip(case.case_id, ct.path, str(e))
     if not image.exists():
         _write_image(image, ct, to.pid, to.ids, to.src)
+        to.slices.add(hu_digest(ct.hu))
     outline = to.folder / f'{case.case_id}.png'
     Image.fromarray(case.mask).save(outline)
     case_picture(ct, case.mask, box).save(outline.with_suffix('.jpg'), quality=85)
@@ -266,7 +267,7 @@ def _note_middle(
             ct = read_hu(series.slices[rank])
         except InputError:
             continue  # reported where it has a case
-        to.middles.add(hu_digest(upright(ct, ct.hu)[0].hu))
+        to.slices.add(hu_digest(upright(ct, ct.hu)[0].hu))
 
 
 def write_cases(
@@ -302,7 +303,7 @@ def save_patient(
     if to.rois:
         np.save(to.folder / 'rois.npy', np.stack(to.rois)[:, None])
     files = sorted(f.name for f in to.folder.iterdir())
-    made = dict(cases=to.cases, skipped=to.skipped, middles=sorted(to.middles), files=files)
+    made = dict(cases=to.cases, skipped=to.skipped, slices=sorted(to.slices), files=files)
     record = dict(patient_id=to.pid, labels=labels, **made, **about)
     (to.folder / RECORD).write_text(json.dumps(record, indent=1))
     final = to.folder.with_name(to.pid)

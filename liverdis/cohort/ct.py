@@ -31,6 +31,7 @@ from liverdis.cohort.door import (
     guarded,
     kept_until_changed,
     parse_dicom,
+    raise_bug,
     reading,
     require_file,
     require_size,
@@ -116,6 +117,7 @@ def _require_syntax(ds: FileDataset, path: Any) -> None:
         raise InputError(f"{path}: {syntax} is no transfer syntax of DICOM; export it again, uncompressed")
 
 # %% ../../nbs/cohort/ct.ipynb #d7c18680
+@guarded
 def read_dicom(
     path: str | Path,  # a DICOM file
     pixels: bool = True,  # read the pixels too
@@ -125,16 +127,10 @@ def read_dicom(
     try:
         with open(path, 'rb') as file:
             ds = parse_dicom(file, path, pixels)
-        _require_syntax(ds, path)
-        return ds
     except InvalidDicomError as e:
         raise InputError(f"{path}: not a DICOM file; give a CT slice in DICOM format") from e
-    except InputError:
-        raise
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({brief(e)}); give the path of a DICOM file") from e
-    except Exception as e:  # the parser fails in many ways
-        raise InputError(f"{path}: damaged DICOM file ({brief(e)}); fetch it again from its source") from e
+    _require_syntax(ds, path)
+    return ds
 
 # %% ../../nbs/cohort/ct.ipynb #49d89706
 _GREY = 'MONOCHROME'  # 1 or 2
@@ -265,6 +261,7 @@ def read_pixels(
     except InputError:
         raise
     except Exception as e:  # of many kinds
+        raise_bug(e)
         raise _undecodable(ds, path, e) from e
 
 # %% ../../nbs/cohort/ct.ipynb #043649e1

@@ -109,6 +109,7 @@ def reading(
     except InputError:
         raise
     except Exception as e:  # parsers fail in many ways
+        raise_bug(e)
         raise InputError(f"{path}: {failure} ({brief(e)}); {remedy}") from e
 
 # %% ../../nbs/cohort/door.ipynb #untilchg2

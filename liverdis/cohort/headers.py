@@ -40,10 +40,10 @@ from liverdis.cohort.ct import (
     require_hounsfield,
     volume_headers,
 )
-from .door import checked_numbers, one_line, parse_dicom, raise_bug, reading, require_file
+from .door import checked_numbers, parse_dicom, raise_bug, reading, refusal, require_file
 from .unread import UnreadKind, unread_dicom, unread_kind
 from .volumes import is_volume, open_volume, volume_kind, volume_segments, volume_stem
-from ..core import InputError, brief
+from ..core import InputError
 
 # %% ../../nbs/cohort/headers.ipynb #222070b8
 _PHASES = {
@@ -122,6 +122,7 @@ class Problem:
     failed: bool = True  # it could not be read; False: it is of no use here
     unseen: bool = False  # it is left out, and may outline a lesion all the same
     doubt: bool = False  # it is used, and whose it is may be wrong
+    others: tuple[Path, ...] = ()  # further files of which the same is said
 
 # %% ../../nbs/cohort/headers.ipynb #ea3cf06a
 @dataclass(frozen=True, eq=False)
@@ -458,11 +459,7 @@ def problem_of(
 ) -> Problem:
     "A file that could not be used, with the reason in one line."
     raise_bug(e)
-    if isinstance(e, InputError):
-        return Problem(path, one_line(str(e).removeprefix(f'{path}: ')))
-    if isinstance(e, OSError):
-        return Problem(path, one_line(f"cannot be read ({brief(e)}); check the disk and the rights"))
-    return Problem(path, one_line(f"damaged file ({brief(e)}); fetch it again from its source"))
+    return Problem(path, str(refusal(path, e)).removeprefix(f'{path}: '))
 
 # %% ../../nbs/cohort/headers.ipynb #05c50ba9
 def index_files(

@@ -57,22 +57,19 @@ def _free_corners(healthy: np.ndarray, h: int, w: int) -> np.ndarray:  # (H-h+1,
     return sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w] == h * w
 
 # %% ../../nbs/cohort/healthy.ipynb #e5cdb818
-def _draw_boxes(
+def _draw_box(
     healthy: np.ndarray,  # (H,W) bool
     side: float,  # in rows, rounded up
-    n: int,  # squares wanted
     rng: np.random.Generator,
     spacing_mm: tuple[float, float],  # from row to row, from column to column
-) -> list[Box]:
-    "Squares in a mask that do not overlap; fewer than `n` when there is no room."
+) -> Box | None:
+    "A random square in a mask; None when there is no room."
     h, w = int(np.ceil(side)), int(np.ceil(side * (spacing_mm[0] / spacing_mm[1])))
-    free = _free_corners(healthy, h, w)
-    boxes: list[Box] = []
-    while len(boxes) < n and free.any():
-        r, c = rng.choice(np.argwhere(free))
-        boxes.append(Box(int(r), int(c), h, w / h))
-        free[max(0, r - h + 1) : r + h, max(0, c - w + 1) : c + w] = False
-    return boxes
+    corners = np.argwhere(_free_corners(healthy, h, w))
+    if not len(corners):
+        return None
+    row, col = rng.choice(corners)
+    return Box(int(row), int(col), h, w / h)
 
 # %% ../../nbs/cohort/healthy.ipynb #e3b565fb
 GAP_MM = 10
@@ -143,7 +140,7 @@ def _rows(diameter_mm: float, margin: float, spacing_mm: tuple[float, float]) ->
     return inner, int(np.ceil(inner * (1 + 2 * margin)))
 
 
-def _draw_box(
+def _draw_beside(
     free: _FreeTissue,
     taken: Iterable[Box],
     side: int,  # in rows
@@ -153,8 +150,8 @@ def _draw_box(
     "A random place for a square in the free tissue of a slice, beside the boxes that are taken; None without room."
     if min(side, side * spacing_mm[0] / spacing_mm[1]) > free.max_side:
         return None
-    boxes = _draw_boxes(free.without(taken), side, 1, rng, spacing_mm)
-    return Box(free.top + boxes[0].row, free.left + boxes[0].col, *boxes[0][2:]) if boxes else None
+    box = _draw_box(free.without(taken), side, rng, spacing_mm)
+    return box and box._replace(row=free.top + box.row, col=free.left + box.col)
 
 # %% ../../nbs/cohort/healthy.ipynb #4e236beb
 @dataclass(eq=False)
@@ -197,7 +194,7 @@ class _Placer:
         inner, side = _rows(diameter_mm, self.margin, self.liver.spacing_mm)
         for rank in map(int, self.rng.permutation(sorted(self.liver.masks))):
             taken = self.liver.overlapping(self.placed, rank, side)
-            box = _draw_box(self.liver.free_on(rank), taken, side, self.rng, self.liver.spacing_mm)
+            box = _draw_beside(self.liver.free_on(rank), taken, side, self.rng, self.liver.spacing_mm)
             if box is not None:
                 self.placed.append(_Square(diameter_mm, rank, box, inner))
                 return True

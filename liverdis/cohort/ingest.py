@@ -27,7 +27,6 @@ from liverdis.cohort.deidentify import (
     read_private,
     write_private,
 )
-from .joining import shared_slices
 from .labels import LabelRules, Named, asks_for_label, shared_names
 from .manifest import Manifest, save_manifest
 from liverdis.cohort.ownership import (
@@ -250,18 +249,15 @@ def _doubled(
     records: list[dict],
 ) -> list[Problem]:
     "A note for each patient of whom a slice of a case, or in the middle of a series, is another patient's, too."
-    rows = [c['row'] for r in records for c in r['cases']]
-    shared = shared_slices(Manifest(pd.DataFrame(rows), context.out, 'manifest.csv')) if rows else []
     with_slice: dict[str, list[str]] = defaultdict(list)  # digest of a slice to patients
     for record in records:
-        for digest in record['middles']:
+        for digest in record['slices']:
             with_slice[digest].append(record['patient_id'])
     reason = (
         'has a slice that is of another patient here, too, so that one person would count as two; give both one '
         'PatientID, or leave one out'
     )
-    owners = [list(of_slice.patient_id) for of_slice in shared] + list(with_slice.values())
-    again = dict.fromkeys(pid for pids in owners for pid in pids[1:])
+    again = dict.fromkeys(pid for pids in with_slice.values() for pid in pids[1:])
     at = [patients[pid].files.annotations[0].paths[0] for pid in again]
     return [Problem(path, reason, failed=False, doubt=True) for path in at]
 

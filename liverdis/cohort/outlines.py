@@ -27,7 +27,7 @@ from .labels import LABELS, LabelError, LabelRules, Named, line_to_complete
 from .pairing import Annotation
 from .roi import lesion_box
 from .scan import PatientFiles
-from .series import Series
+from .series import Series, grouped
 from ..core import CLASSES, InputError
 
 # %% ../../nbs/cohort/outlines.ipynb #9bf7d4af
@@ -163,6 +163,9 @@ def _draw_unlabelled(
     return name, f'; the largest is {diameter_mm(mask, ct.spacing_mm):.0f} mm across, {ct.hu[mask].mean():.0f} HU'
 
 # %% ../../nbs/cohort/outlines.ipynb #f9ddc6e3
+_LIVER_ML = 500  # half a liver; a ball of 10 cm
+
+
 def _ask(
     reading: SeriesReading,
     name: str,  # of the structure
@@ -174,7 +177,8 @@ def _ask(
     structure = reading.labeller.named(name, *unlabelled if one_of_several else ())
     largest = max(unlabelled.values(), key=lambda lesion: lesion.voxels.sum())
     picture, looks = _draw_unlabelled(reading, structure, largest)
-    line = line_to_complete(structure.key, *CLASSES[:3], 'avoid', 'ignore')
+    organ = ['liver'] if volume_ml(largest, reading.series) >= _LIVER_ML else []
+    line = line_to_complete(structure.key, *CLASSES[:3], *organ, 'avoid', 'ignore')
     reason = f"{len(unlabelled)} lesion(s) or organ(s) without a label{looks}"
     reading.to.skip(structure.key, path, reason, line, picture=picture)
 
@@ -396,9 +400,6 @@ def _leave_out_renumbered(
     reading.lesions = [lesion for lesion in reading.lesions if lesion not in own]
 
 # %% ../../nbs/cohort/outlines.ipynb #a58dadbf
-_LIVER_ML = 500  # half a liver; a ball of 10 cm
-
-
 def _mistaken_for_lesion(
     reading: SeriesReading,
     lesion: LabelledLesion,
@@ -471,10 +472,8 @@ def _by_series(
     patient: PatientFiles,
 ) -> list[list[Annotation]]:
     "The annotations of a patient, those of one series together."
-    groups = defaultdict(list)
-    for annotation in patient.annotations:
-        groups[id(annotation.series)].append(annotation)
-    return sorted(groups.values(), key=lambda group: str(group[0].series.slices[0].path))
+    groups = grouped(patient.annotations, lambda a: id(a.series))
+    return sorted(groups, key=lambda group: str(group[0].series.slices[0].path))
 
 # %% ../../nbs/cohort/outlines.ipynb #a3836cf1
 def read_outlines(

@@ -105,16 +105,16 @@ def _elsewhere(outline: OutlineEntry, series: Series) -> tuple[str, ...]:
     return () if here else ("drawn on another series of the same space, which is not here",)
 
 # %% ../../nbs/cohort/pairing.ipynb #6edad8fa
-def _close(a: Sequence[float] | None, b: Sequence[float] | None, atol: float) -> bool:
+def _close(a: Sequence[float] | None, b: Sequence[float] | None) -> bool:
     if a is None or b is None:
         return a is b
-    return bool(np.allclose(a, b, atol=atol))
+    return bool(np.allclose(a, b, atol=1e-3))
 
 
 def _same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
     "Whether two slices agree in shape, pixel size and orientation"
-    alike = a.shape == b.shape and _close(a.orientation, b.orientation, 1e-3)
-    return alike and _close(a.spacing_mm, b.spacing_mm, 1e-3)
+    alike = a.shape == b.shape and _close(a.orientation, b.orientation)
+    return alike and _close(a.spacing_mm, b.spacing_mm)
 
 
 def _all_among(asked_mm: np.ndarray, positions_mm: np.ndarray) -> bool:

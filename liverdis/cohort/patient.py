@@ -95,9 +95,7 @@ def _known_words(
 ) -> frozenset[str]:
     "Words that may name a patient, and that no message in the cohort may hold."
     identifiers = {a.series.identifiers for a in patient.annotations}
-    folders = {Path(os.path.relpath(path.parent, src)) for a in patient.annotations for path in a.paths}
-    folders |= {Path(os.path.relpath(a.series.folder, src)) for a in patient.annotations}
-    return identifying_words(' '.join(identifiers), folders)
+    return identifying_words(' '.join(identifiers), _folders(patient, src))
 
 # %% ../../nbs/cohort/patient.ipynb #c1de5a08
 def refused_files(
@@ -110,14 +108,14 @@ def refused_files(
         for folder in {path.parent for path in patient.files}:
             for above in (folder, *folder.parents):
                 below[above].add(patient.key)
-    for path in (p.path for p in problems if p.failed or p.unseen):
+    for path in chain.from_iterable((p.path, *p.others) for p in problems if p.failed or p.unseen):
         owners = next((below[f] for f in path.parents if f in below), set())
         for key in {key for key in owners if patients[key].is_named_in(path)} or owners:
             refused[key].append(path)
     return {key: tuple(paths) for key, paths in refused.items()}
 
 # %% ../../nbs/cohort/patient.ipynb #30d501b1
-_LAYOUT = 8
+_LAYOUT = 9
 
 
 _digest = kept_until_changed(file_sha256)  # one table may be about thousands of patients

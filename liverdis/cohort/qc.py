@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from scipy.stats import mannwhitneyu
 
 from .labels import asks_for_label
 from ..core import CLASSES, LIVER_WINDOW, write_atomic
@@ -105,9 +106,9 @@ def size_cue(
     n, m = len(healthy), len(lesions)
     if not n * m:
         return None
-    share = (np.searchsorted(np.sort(healthy), lesions) + np.searchsorted(np.sort(healthy), lesions, 'right')).sum()
+    share = mannwhitneyu(lesions, healthy).statistic / (n * m)
     error = np.sqrt((n + m + 1) / (12 * n * m))
-    return SizeCue(float(share / (2 * n * m)), float(error), float(np.median(lesions)), float(np.median(healthy)))
+    return SizeCue(float(share), float(error), float(np.median(lesions)), float(np.median(healthy)))
 
 # %% ../../nbs/cohort/qc.ipynb #d6a82b65
 def labels_to_add(

@@ -111,15 +111,21 @@ def _know_outlines(index: _Index, all_series: Sequence[Series]) -> _Index:
 def _unread(entries: Iterable[UnreadEntry]) -> list[Problem]:
     "A note for each kind of file that is not read; of those that hold outlines, for each folder"
     kinds = grouped(entries, lambda e: (e.kind, e.kind.outlines and e.path.parent))
-    reasons = [(group[0], counted(len(group), group[0].kind)) for group in kinds]
-    return [Problem(e.path, reason, failed=False, unseen=e.kind.outlines) for e, reason in reasons]
+    return [_of_kind(*group) for group in kinds]
+
+
+def _of_kind(first: UnreadEntry, *others: UnreadEntry) -> Problem:
+    reason = counted(1 + len(others), first.kind)
+    paths = tuple(e.path for e in others)
+    return Problem(first.path, reason, failed=False, unseen=first.kind.outlines, others=paths)
 
 
 def _told_together(problems: Iterable[Problem]) -> list[Problem]:
     "The same problems, those of one folder and one reason in one"
     groups = grouped(problems, lambda p: (p.path.parent if p.failed else p.path, p.reason))
     also = lambda n: f' (so with {n} more files of this folder)' if n else ''
-    return [replace(g[0], reason=g[0].reason + also(len(g) - 1)) for g in groups]
+    paths = lambda group: tuple(p.path for p in group[1:])
+    return [replace(g[0], reason=g[0].reason + also(len(g) - 1), others=paths(g)) for g in groups]
 
 # %% ../../nbs/cohort/scan.ipynb #a27b5fb1
 def _of_other_kind(annotations: Iterable[Annotation]) -> list[Problem]:

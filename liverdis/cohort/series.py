@@ -400,31 +400,32 @@ def _name_words(s: Series) -> tuple[str, ...]:
     return tuple(w for w in re.split(r'[\W_]+', s.identifiers.casefold()) if w)
 
 
-def _one_name(all_series: Iterable[Series]) -> list[Problem]:
-    "A note for each person with several PatientIDs or none, unless nearly all patients are called alike"
+def _may_be_one(
+    patients_of: Iterable[list[Series]],  # what one person may have, a list each
+    n_patients: int,
+    reason: str,
+) -> list[Problem]:
+    "A note for each patient after the first, unless nearly all patients share what these do"
+    shared = [grouped(group, lambda s: s.patient) for group in patients_of]
+    told = [patients for patients in shared if len(patients) < max(5, 0.8 * n_patients)]
+    return _noted((series[0] for patients in told for series in patients[1:]), reason)
+
+
+def _several_ids(all_series: Sequence[Series]) -> list[Problem]:
+    "A note for each further PatientID of a person, and of a study that names no person"
     n_patients = len({s.patient for s in all_series})
+    called = lambda s: s.identifiers.removeprefix(s.patient).strip()
     people = grouped((s for s in all_series if s.person), lambda s: s.person)
-    same = [grouped(group, lambda s: s.patient) for group in people]
-    reason = (
+    studies = grouped((s for s in all_series if s.study and not s.person), lambda s: (s.study, called(s)))
+    same_name = (
         "has the PatientName, and the birth date if it has one, of another study that counts as another patient; if "
         "they are one, give both one PatientID"
     )
-    told = [patients for patients in same if len(patients) < max(5, 0.8 * n_patients)]
-    return _noted((patient[0] for patients in told for patient in patients[1:]), reason)
-
-
-def _one_study(all_series: Iterable[Series]) -> list[Problem]:
-    "A note for each PatientID of a study that has another one, too, if no other name goes with it"
-    called = lambda s: s.identifiers.removeprefix(s.patient).strip()
-    n_patients = len({s.patient for s in all_series})
-    studies = grouped((s for s in all_series if s.study and not s.person), lambda s: (s.study, called(s)))
-    patients = [grouped(group, lambda s: s.patient) for group in studies]
-    reason = (
+    same_study = (
         "is of a study that has another PatientID, too, and the two count as two patients; if they are one, give both "
         "one PatientID"
     )
-    told = [found for found in patients if len(found) < max(5, 0.8 * n_patients)]
-    return _noted((patient[0] for found in told for patient in found[1:]), reason)
+    return _may_be_one(people, n_patients, same_name) + _may_be_one(studies, n_patients, same_study)
 
 
 def _several_names(all_series: Iterable[Series]) -> list[Problem]:
@@ -444,5 +445,5 @@ def naming_doubts(
 ) -> list[Problem]:
     "A note wherever names leave it open whether two patients are one, or one patient is two."
     told = _differ_in_phase(all_series) + _may_be_visits(all_series, src) + _may_be_sessions(all_series, src)
-    told += _differ_in_date(all_series) + _one_name(all_series) + _one_study(all_series)
+    told += _differ_in_date(all_series) + _several_ids(all_series)
     return told + _several_names(all_series)

@@ -20,8 +20,8 @@ import nibabel as nib
 import nrrd
 import numpy as np
 
-from .door import guarded, kept_until_changed, require_file, require_size, unpacked
-from ..core import InputError, brief
+from .door import guarded, kept_until_changed, reading, require_file, require_size, unpacked
+from ..core import InputError
 
 # %% ../../nbs/cohort/volumes.ipynb #eb0ecf6d
 _SUFFIXES = {
@@ -131,6 +131,8 @@ _PACKERS |= dict.fromkeys(('bzip2', 'bz2'), bz2.BZ2Decompressor)
 
 def _nrrd_values(path: Path, file: BinaryIO, header: dict) -> np.ndarray:
     "The numbers of an NRRD file that is open behind its header"
+    if lacking := [name for name in ('sizes', 'encoding') if name not in header]:
+        raise InputError(f"{path}: its header does not say {' and '.join(lacking)}; save it again from its source")
     require_size(tuple(int(n) for n in header['sizes']), 8, path)
     plain = {k: v for k, v in header.items() if k.replace(' ', '') not in ('datafile', 'lineskip')}
     _skip_lines(path, file, header)
@@ -375,13 +377,7 @@ def open_volume(
     path: str | Path,  # NIfTI, NRRD or MetaImage
 ) -> Any:  # nibabel's image, (columns, rows, slices) in any order and direction; then layers, if it has segments
     "Open a volume; `InputError` if it cannot be read or is more than one volume."
-    try:
+    name = _NAMES[volume_kind(path)]
+    with reading(path, f"cannot be read as {name}", f"give a whole {name} file"):
         image = _opened(Path(path))
-    except InputError:
-        raise
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({brief(e)}); give the path of a volume") from e
-    except Exception as e:  # readers fail in many ways
-        name = _NAMES[volume_kind(path)]
-        raise InputError(f"{path}: cannot be read as {name} ({brief(e)}); give a whole {name} file") from e
     return _one_volume(image, path)

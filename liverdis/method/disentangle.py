@@ -78,7 +78,7 @@ def mean_and_spread(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (code,) each
     "What to subtract from a code, and what to divide it by: no spread is below a tenth of the average one."
     spread = codes.std(0)
-    return codes.mean(0), spread.clamp_min(0.1 * spread.mean())
+    return codes.mean(0), spread.clamp_min(0.1 * spread.mean()).clamp_min(1e-12)
 
 # %% ../../nbs/method/disentangle.ipynb #53fcfb37
 class SpecifiedCode(nn.Module):

@@ -240,6 +240,5 @@ def mixture_learner(
     kind: type[MixtureLabels] = MixtureLabels,  # makes the mixtures
 ) -> RoiLearner:  # its model is `Sequential(encoder, classifier)`, freshly initialised
     "The proposed scheme: the classifier of phase 1, trained from scratch on real and mixed images."
-    generator = copy.deepcopy(net).to(dls.device).eval()
-    bank = CodeBank(*encode(generator.spec_encoder, dls.train.unaugmented()), len(settings.classes))
-    return classifier_learner(dls, settings, cbs=[kind(generator, bank, settings, seed)])
+    bank = CodeBank(*encode(net.spec_encoder, dls.train.unaugmented()), len(settings.classes))
+    return classifier_learner(dls, settings, cbs=[kind(net, bank, settings, seed)])

@@ -239,15 +239,15 @@ def compare_cohorts(
     return _table(rows, pd.concat(map(accuracies, cohorts.values())).groupby('arm').accuracy.mean())
 
 # %% ../../nbs/study/comparison.ipynb #7af7bdd6
-_LOOK = {BETTER: ('#009E73', True), WORSE: ('#D55E00', True), EQUAL: ('#0072B2', True)}  # colour, dot filled
+_COLOURS = {BETTER: '#009E73', WORSE: '#D55E00', EQUAL: '#0072B2'}  # of verdicts; the dot of any other is hollow
 
 
 def _draw_row(ax: Axes, y: int, row: pd.Series) -> None:
     "One arm: both intervals and the dot, in points."
-    colour, filled = _LOOK.get(row.verdict, ('#7f7f7f', False))
+    colour = _COLOURS.get(row.verdict, '#7f7f7f')
     ax.plot([100 * row.low, 100 * row.high], [y, y], color=colour, lw=1.4, solid_capstyle='butt')
     ax.plot([100 * row.patients_low, 100 * row.patients_high], [y, y], color=colour, lw=5, alpha=0.45)
-    face = colour if filled else ax.get_facecolor()
+    face = colour if row.verdict in _COLOURS else ax.get_facecolor()
     ax.plot(100 * row.difference, y, 'o', ms=7, color=colour, mfc=face, mew=1.6, zorder=3)
 
 

@@ -412,7 +412,7 @@ def _facts(run: RunFiles) -> dict[str, Any]:
     "What was run: a table of names and values."
     r, cases = run.results, run.predictions.drop_duplicates('case_id')
     return {
-        'preset': r['preset'],
+        'preset': r.get('preset', 'own settings'),
         'cases': f"{len(cases)}, of {cases.patient_id.nunique()} patients",
         'classes': ', '.join(f'{n} {c}' for c, n in r['summary']['cases'].items()),
         'seed': r['seed'],
@@ -498,7 +498,7 @@ def _texts(run: RunFiles) -> dict[str, Any]:
         comparisons=comparisons(r),
         leakage={g: leakage(r, g) for g in generators(r)},
         data_note=_DATA_NOTES.get(data, f'Data: {data}.'),
-        preset_note=PRESET_NOTES.get(r['preset'], ''),
+        preset_note=PRESET_NOTES.get(r.get('preset', ''), ''),
         paper_beside=bool(_beside_paper(r)),
         repeats=r['summary']['n_repeats'],
     )

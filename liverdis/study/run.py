@@ -452,7 +452,7 @@ def _new_run(folder: Path, manifest: Manifest, settings: Settings, folds: pd.Dat
         'wall_time_s': 0.0,
         'versions': versions(),
         'git_revision': git_revision(),
-        'started': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+        'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     }
     write_atomic(folder / 'run.json', json.dumps(info, indent=1))
 

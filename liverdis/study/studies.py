@@ -9,7 +9,7 @@ __all__ = ['POOL_SEED', 'ORACLE_SCALE', 'Study', 'load_study', 'Variant', 'varia
 # %% ../../nbs/study/studies.ipynb #ec04cb00
 import io
 import json
-import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, field
@@ -31,11 +31,6 @@ from .evaluate import check_predictions
 from .experiment import check_machine, finish_runs, open_run, reproduce
 from .paper import PAPER_ARMS
 from .run import Run, Task, pick_device, read_results, seconds_spent
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # %% ../../nbs/study/studies.ipynb #2960186f
 _PositiveInt = Annotated[int, Field(gt=0)]

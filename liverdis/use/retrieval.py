@@ -46,9 +46,6 @@ def neighbours(
     return pd.concat(tables, names=['space', 'rank'])
 
 # %% ../../nbs/use/retrieval.ipynb #21473681
-_BY = {'c': 'by c', 'r': 'by r', 'pixels': 'by pixels'}
-
-
 def draw_neighbours(
     fold: TrainedFold,
     row: int,  # of the case, not one of training
@@ -57,9 +54,9 @@ def draw_neighbours(
     found, name = neighbours(fold, row), fold.cases.label[row]
     n = len(found.loc['c'])
     fig, axs = plt.subplots(3, 1 + n, figsize=(1.35 * (1 + n), 4.6), layout='constrained')
-    for line, (space, title) in zip(axs, _BY.items()):
+    for line, space in zip(axs, fold.spaces):
         line[0].axis('off')
-        line[1].set_ylabel(title, fontsize=11)
+        line[1].set_ylabel(f'by {space}', fontsize=11)
         for ax, case in zip(line[1:], found.loc[space].itertuples()):
             show_framed(ax, fold.images[case.row, 0].numpy(), case.label, CLASS_COLOURS[case.label])
     axs[1, 0].axis('on')
@@ -74,8 +71,8 @@ def precision_at_k(
     "Share of the k nearest training cases that are of the class of the test case."
     train, test = fold.rows('train'), fold.rows('test')
     shares = {}
-    for space in _BY:
-        found = nearest(fold.spaces[space][train], fold.spaces[space][test], k)[1]
+    for space, vectors in fold.spaces.items():
+        found = nearest(vectors[train], vectors[test], k)[1]
         shares[space] = float((fold.labels[train][found] == fold.labels[test][:, None]).float().mean())
     frequency = torch.bincount(fold.labels[train], minlength=len(fold.classes)) / len(train)
     return pd.Series(shares | {'random': float(frequency[fold.labels[test]].mean())}, name=f'precision at {k}')

@@ -30,7 +30,7 @@ def standardised(
 ) -> torch.Tensor:  # (N,code)
     "Codes in units of their spread over the training part."
     mean, spread = mean_and_spread(training)
-    return (codes - mean) / spread.clamp_min(1e-12)
+    return (codes - mean) / spread
 
 # %% ../../nbs/use/trained.ipynb #0c91300f
 @dataclass(frozen=True, eq=False)

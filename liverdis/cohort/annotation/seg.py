@@ -17,6 +17,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels import iter_pixels
 from pydicom.tag import Tag
+from pydicom.uid import UID
 
 from liverdis.cohort.annotation.structures import (
     RESAMPLED_NOTE,
@@ -42,7 +43,7 @@ from liverdis.cohort.ct import (
     require_whole,
 )
 from ..decoding import decode_apart, needs_decoder
-from ..door import checked_numbers, guarded
+from ..door import checked_numbers, guarded, raise_bug
 from ...core import InputError
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #b911c4a8
@@ -222,7 +223,8 @@ def _decoded(ds: Dataset, path: str | Path, indices: list[int]) -> Iterator[np.n
         else:
             yield ds.pixel_array
     except Exception as e:  # every decoder has errors of its own
-        syntax = ds.file_meta.TransferSyntaxUID.name
+        raise_bug(e)
+        syntax = UID(ds.file_meta.TransferSyntaxUID).name
         raise InputError(f"{path}: frames cannot be decoded ({syntax}); fetch it again, or save it uncompressed") from e
 
 # %% ../../../nbs/cohort/annotation/seg.ipynb #26502f6e

@@ -167,9 +167,8 @@ def _number_columns(df: pd.DataFrame, names: Sequence[str], path: str | Path) ->
     return values
 
 # %% ../../../nbs/cohort/annotation/tables.ipynb #25823bc1
-def _with_our_columns(path: str | Path) -> pd.DataFrame:
+def _with_our_columns(df: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     "A table with the names of columns used here, and points for decimal commas"
-    df = read_table(path)
     _require_distinct(df.columns, path)
     df = df.rename(columns=_our_columns(df.columns))
     if _dialect(path)['sep'] != ',':
@@ -203,7 +202,7 @@ def _kept_table(path: Path) -> pd.DataFrame:
     df = read_table(path)
     if _DEEPLESION <= set(df):
         return _from_deeplesion(df, path)
-    df = _with_lesions(_with_our_columns(path), path)
+    df = _with_lesions(_with_our_columns(df, path), path)
     is_size = {'x', 'y', 'width', 'height'} <= set(df) and not {'row_min', 'x_min_mm'} & set(df)
     return _from_corner_and_size(df, path) if is_size else df
 
