@@ -33,15 +33,16 @@ def use_extras(run, tmp):
     subprocess.run([command, "export", run, "--onnx", f"{tmp}/onnx"], check=True)
     assert list(Path(tmp, "onnx").glob("*.onnx"))
     with subprocess.Popen([command, "explore", run, "--no-browser"], stdout=subprocess.PIPE, text=True) as server:
-        address = re.search(r"http://\S+", next(line for line in server.stdout if "http://" in line))[0]
-        assert b"widget-view" in urlopen(address, timeout=120).read(), "the page has no widgets"
-        server.terminate()
+        try:
+            address = re.search(r"http://\S+", next(line for line in server.stdout if "http://" in line))[0]
+            assert b"widget-view" in urlopen(address, timeout=120).read(), "the page has no widgets"
+        finally:
+            server.terminate()
     from distributed import LocalCluster
 
     from liverdis.method.pretrained import efficientnet_lite0
 
     assert efficientnet_lite0()(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
-
     with LocalCluster(processes=False, protocol="tcp", n_workers=1, threads_per_worker=1, dashboard_address=None) as c:
         where = ["--out", f"{tmp}/cluster", "--scheduler", c.scheduler_address]
         subprocess.run([command, "reproduce", "--preset", "smoke", *where], check=True)
