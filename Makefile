@@ -139,7 +139,7 @@ $(STAMP): requirements.lock settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = tuple(map(int, "$(MIN_PYTHON)".split("."))); sys.exit(0 if sys.version_info >= v else \
 	  f"liverdis needs Python $(MIN_PYTHON) or newer and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.x ...")'
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
-	@echo 'installing requirements.lock into .venv: some minutes and, on Linux, 3 GB the first time'
+	@echo 'installing requirements.lock into .venv: some minutes; on Linux, 3 GB to download the first time, 7 GB on disk'
 	$(PIP) --no-deps -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation -e .
 	$(BIN)/python -m pip check --disable-pip-version-check

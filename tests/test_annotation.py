@@ -392,13 +392,23 @@ def empty_slice(folder, k):
     return write_slice(folder / f'{k}.dcm', np.zeros((64, 64)), position_mm=(0, 0, 2 * k), **uids)
 
 
-@pytest.mark.parametrize('stated, found', [(None, [2, 6]), (2, [2, 6]), (8, [0, 1, 2, 3, 4, 5, 6, 7])])
-def test_a_segmentation_of_two_frames_goes_as_far_as_the_step_that_it_states(tmp_path, stated, found):
+@pytest.mark.parametrize(
+    'stated, named, found',
+    [
+        (None, True, [2, 6]),
+        (2, True, [2, 6]),
+        (8, True, [2, 6]),  # drawn on these slices, and on none between
+        (8, False, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_a_segmentation_of_two_frames_goes_as_far_as_the_step_that_it_states(tmp_path, stated, named, found):
     masks = np.zeros((8, 64, 64), bool)
     masks[[2, 6], 20:30, 20:30] = True
     formats.seg(tmp_path, [empty_slice(tmp_path, k) for k in range(8)], masks)
     ds = pydicom.dcmread(tmp_path / 'seg.dcm')
     ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = stated
+    for g in () if named else ds.PerFrameFunctionalGroupsSequence:
+        del g.DerivationImageSequence
     ds.save_as(tmp_path / 'seg.dcm')
     slices = sort_slices(h for k in range(8) for h in read_headers(tmp_path / f'{k}.dcm'))
     (structure,) = read_structures([tmp_path / 'seg.dcm'], 'seg', slices)

@@ -223,7 +223,9 @@ def test_oracle_that_is_none(cohort, tmp_path):
 def test_weights_that_are_gone(cohort, tmp_path):
     run = start_run(tmp_path / "run", cohort, SMOKE)
     run.record_file(task := Task(0, 1, "baseline")).parent.mkdir()
-    run.record_file(task).write_text(json.dumps({"task": {"kind": task.kind}, "classes": run.settings.classes}))
+    run.record_file(task).write_text(
+        json.dumps({"task": {"kind": task.kind}, "classes": run.settings.classes, "weights_sha256": ""})
+    )
     assert Job(run, task).done
     with pytest.raises(InputError, match="r0_f1_baseline.safetensors: is missing"):
         run.network(task)

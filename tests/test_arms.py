@@ -10,10 +10,14 @@ import torch
 from fastai.callback.core import Callback
 
 from liverdis.cohort.manifest import load_manifest
+from liverdis.cohort.phantom.cohort import write_phantom
 from liverdis.core import CLASSES, InputError
-from liverdis.method.arms import ARMS, GENERATORS, ArmFold
+from liverdis.method.arms import ARMS, GENERATORS, ArmFold, load_arms
 from liverdis.method.data import dataloaders, phantom_fold
+from liverdis.method.rivals import WeightAverage
 from liverdis.settings import preset
+from liverdis.study.experiment import run_task
+from liverdis.study.run import Task, start_run
 from liverdis.study.training import Checkpoint, resumable_fit, seed_all
 from liverdis.use.explore import classifier_of
 from liverdis.use.trained import open_fold
@@ -92,6 +96,7 @@ def own_one(fold):
 TRAIN = """
 import sys
 from liverdis.cohort.manifest import load_manifest
+from liverdis.cohort.phantom.cohort import write_phantom
 from liverdis.method.arms import load_arms
 from liverdis.study.experiment import run_task
 from liverdis.study.run import Task, start_run
@@ -128,3 +133,47 @@ def test_a_run_with_an_arm_of_ones_own_can_be_used_later(tmp_path):
     assert refused.returncode == 2 and "--arms FILE.py" in refused.stderr and own.returncode == 0, own.stderr
     with pytest.raises(InputError, match="--arms FILE.py"):
         classifier_of(open_fold(run), "own-one")
+
+
+def test_an_average_holds_no_hooks_of_other_callbacks(fold):
+    learn = ARMS["mixture-split"].learner(fold())
+    learn.add_cb(WeightAverage())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+    layers = list(learn.weight_average.average.module.modules())
+    assert len(layers) > 5
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in layers)
+
+
+UNTRUE = """from liverdis.method.arms import arm
+from liverdis.method.mixture import mixture_learner
+
+@arm
+def forgot_needs(fold):
+    return mixture_learner(fold.dls, fold.network("disentangle"), fold.settings)
+
+@arm(needs="circle-2")
+def circle_1(fold):
+    return
+
+@arm(needs="circle-1")
+def circle_2(fold):
+    return
+"""
+
+
+def test_what_an_arm_uses_must_be_among_its_needs(tmp_path):
+    file, folder = tmp_path / "mine.py", tmp_path / "run"
+    file.write_text(UNTRUE)
+    made = load_arms(file)
+    try:
+        manifest = write_phantom(tmp_path / "phantom", dict.fromkeys(CLASSES, 9), seed=1)
+        with pytest.raises(InputError, match="in a circle: circle-1, circle-2, circle-1|circle-2, circle-1, circle-2"):
+            start_run(folder, manifest, S, arms=["circle-1", "circle-2"], arms_file=file)
+        start_run(folder, manifest, S, arms=["proposed", "forgot-needs"], arms_file=file)
+        with pytest.raises(InputError, match="'forgot-needs' uses 'disentangle' without saying so"):
+            run_task(folder, Task(0, 1, "forgot-needs"), file)
+        assert not (folder / "tasks" / "r0_f1_forgot-needs.json").exists()
+    finally:
+        for name in made:
+            del ARMS[name]

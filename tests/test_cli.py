@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -11,15 +13,18 @@ import pydicom
 import pytest
 from highdicom import sr
 from PIL import Image
+from pydicom import Dataset, Sequence
 from skimage.draw import polygon2mask
 from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from liverdis.cohort.annotation.readers import ANNOTATION_KINDS, read_mask
+from liverdis.cohort.cases import split_lesions
 from liverdis.cohort.ct import read_slice, write_slice
 from liverdis.cohort.manifest import file_checksum, load_manifest
 from liverdis.cohort.phantom.cohort import write_phantom
+from liverdis.cohort.roi import lesion_box
 from liverdis.core import InputError
 from liverdis.settings import preset
 from liverdis.use import cli
@@ -164,19 +169,20 @@ def test_a_good_manifest_passes(cohort):
     assert r.exit_code == 0 and "all 24 lesions can be used" in r.output
 
 
-def a_prediction(image, annotation, segment, at=None, frame=None):
+def a_prediction(image, annotation, segment, at=None, frame=None, whole=False):
     "By a network that has learned nothing"
     settings = preset("smoke")
     net = nn.Sequential(nn.Flatten(), nn.Linear(settings.roi_size**2, len(settings.classes)))
-    return classify({"a": net, "b": net}, settings, image, annotation, segment, frame, at)
+    return classify({"a": net, "b": net}, settings, image, annotation, segment, frame, at, whole)
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
 def test_dciodvfy_finds_no_error_in_a_structured_report(cohort, tmp_path):
     "It warns of our own coding scheme, which it cannot know, and of nothing else"
     row = load_manifest(cohort / "manifest.csv").df.iloc[0]
-    given = cohort / row.image_path, cohort / row.annotation_path
-    write_structured_report(a_prediction(*given, row.segment), given[0], tmp_path / "report.dcm")
+    p = a_prediction(cohort / row.image_path, cohort / row.annotation_path, row.segment)
+    of_run = replace(p, trained={"run": "demo", "arm": "proposed", "data": "phantom"})
+    write_structured_report(of_run, tmp_path / "report.dcm")
     said = subprocess.run(["dciodvfy", tmp_path / "report.dcm"], capture_output=True, text=True).stderr
     assert "ComprehensiveSR" in said and "Error" not in said
     assert all("99LIVERDIS" in line for line in said.splitlines() if "Warning" in line)
@@ -195,7 +201,7 @@ def test_the_line_of_a_structured_report_lies_on_the_pixels_as_stored(cohort, tm
     given = tmp_path / "ct.dcm", tmp_path / "mask.png"
     p = a_prediction(*given, "")
     assert (p.mask != (mask > 0)).any()
-    write_structured_report(p, given[0], tmp_path / "report.dcm")
+    write_structured_report(p, tmp_path / "report.dcm")
     (group,) = sr.srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
     inside = polygon2mask(mask.shape, group.roi.value[:, ::-1] - 0.5)
     assert (inside == (mask > 0)).all()
@@ -216,9 +222,112 @@ def test_one_of_several_lesions_is_asked_for_and_reported(cohort, tmp_path, way)
         a_prediction(*given)
     p = a_prediction(*given, at=(75, 82))
     assert p.mask.sum() == small.sum() and (p.drawn == small).all()
-    write_structured_report(p, given[0], tmp_path / "report.dcm")
+    write_structured_report(p, tmp_path / "report.dcm")
     (group,) = sr.srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
     assert (polygon2mask(small.shape, group.roi.value[:, ::-1] - 0.5) == small).all()
+
+
+def test_a_lesion_in_two_parts_is_taken_whole_as_in_training(cohort, tmp_path):
+    "Two arms of a U, which other slices join: one lesion to `ingest`, and one region of its whole mask"
+    row = load_manifest(cohort / "manifest.csv").df.iloc[0]
+    ct = read_slice(cohort / row.image_path)
+    arms, bridge = np.zeros((2, *ct.hu.shape), bool)
+    arms[200:230, 150:165] = arms[200:230, 175:205] = bridge[205:225, 150:190] = True
+    (lesion,) = split_lesions({0: arms, 1: bridge})
+    Image.fromarray(arms).save(tmp_path / "mask.png")
+    given = cohort / row.image_path, tmp_path / "mask.png", ""
+    with pytest.raises(InputError, match="outlines 2 lesions.*--whole if they are parts of one"):
+        a_prediction(*given)
+    p = a_prediction(*given, whole=True)
+    assert p.box == lesion_box(lesion.on(0, ct.hu.shape), preset("smoke").margin, ct.spacing_mm)
+
+
+def without(*keywords):
+    return lambda ds: [delattr(ds, keyword) for keyword in keywords]
+
+
+def empty_thickness(ds):
+    ds.SliceThickness = None
+
+
+def sequence(**attributes):
+    "A sequence of one item"
+    item = Dataset()
+    for keyword, value in attributes.items():
+        setattr(item, keyword, value)
+    return Sequence([item])
+
+
+def enhanced(ds):
+    "Two frames in one file, as newer scanners write them"
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    ds.NumberOfFrames, ds.PixelData = 2, 2 * ds.PixelData
+    take = lambda *keywords: {keyword: ds.pop(keyword).value for keyword in keywords}
+    places, shared = [list(ds.ImagePositionPatient) for _ in range(2)], Dataset()
+    places[1][2] += 3
+    shared.PixelMeasuresSequence = sequence(**take("PixelSpacing", "SliceThickness"))
+    shared.PlaneOrientationSequence = sequence(**take("ImageOrientationPatient"))
+    shared.PixelValueTransformationSequence = sequence(**take("RescaleSlope", "RescaleIntercept"))
+    frames = [sequence(PlanePositionSequence=sequence(ImagePositionPatient=place))[0] for place in places]
+    del ds.ImagePositionPatient
+    ds.SharedFunctionalGroupsSequence, ds.PerFrameFunctionalGroupsSequence = Sequence([shared]), Sequence(frames)
+
+
+IMAGES = {
+    "no thickness": without("SliceThickness"),
+    "empty thickness": empty_thickness,
+    "no place": without("ImagePositionPatient", "ImageOrientationPatient"),
+    "many frames": enhanced,
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_structured_report_of_an_image_that_says_little_of_its_geometry(lesion, kind):
+    ds = pydicom.dcmread(lesion / "ct.dcm")
+    ds.PatientID, ds.StudyInstanceUID = "4711", pydicom.uid.generate_uid()
+    IMAGES[kind](ds)
+    ds.save_as(lesion / "image.dcm")
+    frame = 1 if kind == "many frames" else None
+    p = a_prediction(lesion / "image.dcm", lesion / "mask.png", "", frame=frame)
+    write_structured_report(p, lesion / "report.dcm")
+    report = sr.srread(lesion / "report.dcm")
+    (group,) = report.content.get_planar_roi_measurement_groups()
+    (source,) = group.roi.ContentSequence
+    assert (report.PatientID, source.referenced_frame_numbers) == ("4711", None if frame is None else [2])
+
+
+@pytest.mark.parametrize(
+    "charset, name",
+    [
+        ("ISO_IR 100", "Müller^Jürgen"),
+        ("ISO_IR 192", "山田^太郎"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        ("ISO_IR 144", "Иванов^Иван"),
+    ],
+)
+def test_a_structured_report_names_the_patient_in_any_script(lesion, charset, name):
+    ds = pydicom.dcmread(lesion / "ct.dcm")
+    ds.SpecificCharacterSet, ds.PatientName, ds.StudyInstanceUID = charset, name, pydicom.uid.generate_uid()
+    ds.save_as(lesion / "image.dcm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_structured_report(a_prediction(lesion / "image.dcm", lesion / "mask.png", ""), lesion / "report.dcm")
+    assert str(pydicom.dcmread(lesion / "report.dcm").PatientName) == name
+
+
+@pytest.mark.parametrize(
+    "way, notes",
+    [
+        ([1, 0, 0, 0, 1, 0], ()),
+        ([-1, 0, 0, 0, -1, 0], ("slices lay turned or mirrored, and are turned upright",)),
+        ([1, 0, 0, 0, 0, -1], ("slices are not axial",)),
+    ],
+)
+def test_predict_notes_how_the_slice_lies(lesion, way, notes):
+    ds = pydicom.dcmread(lesion / "ct.dcm")
+    ds.ImageOrientationPatient = way
+    ds.save_as(lesion / "image.dcm")
+    assert a_prediction(lesion / "image.dcm", lesion / "mask.png", "").notes == notes
 
 
 def test_numbers_of_a_structured_report_are_what_it_calls_them():
@@ -282,7 +391,7 @@ def test_predict_passes_on_what_the_readers_note(lesion, capsys):
     assert p.notes == ("images derived from others, not as the scanner made them",)
     p = a_prediction(lesion / "ct.dcm", lesion / "boxes.csv", "a")
     assert as_json(p)["notes"] == ["a box, no outline"]
-    cli._say_prediction(p, Explanation(None, None), "own", "")
+    cli._say_prediction(replace(p, trained={"arm": "own"}), Explanation(None, None))
     assert "note: a box, no outline" in capsys.readouterr().out
 
 

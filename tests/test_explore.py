@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from liverdis.study.evaluate import read_predictions
 from liverdis.study.report import write_report
 from liverdis.study.report_figures import hardest
-from liverdis.use.explore import _free_port, _wait
+from liverdis.use.explore import _free_port, _start, _wait, _write_page
 from liverdis.use.trained import example_run
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs/results/demo"
@@ -127,6 +128,14 @@ def test_the_token_is_on_no_command_line(address):
             assert token.encode() not in process.read_bytes()
         except (FileNotFoundError, PermissionError, ProcessLookupError):
             continue
+
+
+def test_a_server_whose_port_was_taken_ends(tmp_path):
+    "It looks for no other port while the token goes to who listens on this one"
+    pytest.importorskip("voila", reason="the extra liverdis[explore] is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        server = _start(_write_page(tmp_path, "1", "a-token"), stranger.getsockname()[1])
+        assert server.wait(60) != 0
 
 
 @pytest.fixture

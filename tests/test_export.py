@@ -24,6 +24,7 @@ def untrained_run(folder, **changes):
     s = preset("smoke", **changes)
     info = {"settings": dataclasses.asdict(s), "arms": ["baseline", "proposed"], "repeats": 1, "n_folds": 3}
     info |= {"data": "own manifest", "data_checksum": "0" * 64, "versions": versions(), "device": "cpu", "seed": 0}
+    info |= {"wall_time_s": 0.0, "rois_sha256": "", "folds_sha256": {}}  # it has neither
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
     run, generator = Run(folder), GENERATORS["disentangle"]

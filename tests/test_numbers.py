@@ -54,7 +54,7 @@ from liverdis.study.comparison import (
 from liverdis.study.evaluate import PREDICTION_COLUMNS, calibration, confusion, draw_confusion
 from liverdis.study.experiment import _bank_swaps, _Codes, _Images, _leakage, _measure, _prediction_rows, _swaps
 from liverdis.study.guards import adversary_warnings, balance_warnings
-from liverdis.study.run import Task
+from liverdis.study.run import Task, task_graph
 from liverdis.study.training import resumable_fit, seed_all
 from liverdis.use import predict
 from liverdis.use.predict import (
@@ -318,7 +318,8 @@ def test_every_kind_of_task_has_its_epochs_and_rate(tmp_path, kind, phase):
 
 @pytest.mark.parametrize("kind, rate", [("disentangle", S.dropout), ("sharp", 0.0)])
 def test_sharp_is_trained_without_dropout(parts, kind, rate):
-    run = SimpleNamespace(settings=S, network=lambda task: ARMS["baseline"].model(S))
+    graph = task_graph(["proposed", "proposed-plus"])
+    run = SimpleNamespace(settings=S, graph=graph, network=lambda task: ARMS["baseline"].model(S))
     fold = SimpleNamespace(dataloaders=parts[0], device="cpu")
     layers = experiment._learner(run, Task(0, 1, kind), fold, 0).model.modules()
     assert {m.p for m in layers if isinstance(m, nn.Dropout)} == {rate} and S.dropout > 0

@@ -102,7 +102,7 @@ def test_a_slice_that_nobody_outlined_makes_no_case(source):
     drawn = box((20, 32), (20, 32), (3, 10))
     drawn[:, :, np.arange(SLICES) % 2 != 0] = 0
     nifti(source / 'anna/tumor.nii.gz', drawn)
-    for slices, ranks in (('all', [4, 6, 8]), ('step:2', [4, 8])):
+    for slices, ranks in (('all', [4, 6, 8]), ('step:2', [6])):
         ingest(source, out := source.with_name(slices), TUMOUR, options=IngestOptions(healthy=0, slices=slices))
         m = pd.read_csv(out / 'measurements.csv')
         assert [c[-5:] for c in m.case_id] == [f'z{r:04d}' for r in ranks] and set(m.n_slices) == {5}
@@ -140,7 +140,7 @@ def test_two_people_with_one_patient_id_do_not_share_a_label(source):
     "Two lines for two folders of one PatientID are refused, and that it goes with two names is told"
     ct(source / 'berta/ct', 'A', '1.3.2')
     nifti(source / 'berta/tumor.nii.gz', box((40, 52), (40, 52), (5, 9)))
-    name(source / 'berta/ct', 'Berta')
+    retag(source / 'berta/ct', PatientName='Berta')
     rules = LabelRules((('tumor', 'cyst', 'anna'), ('tumor', 'metastasis', 'berta')))
     with pytest.raises(InputError, match='one patient of the source'):
         ingest(source, source.with_name('out'), rules, options=IngestOptions(healthy=0))
@@ -148,12 +148,22 @@ def test_two_people_with_one_patient_id_do_not_share_a_label(source):
     assert any('another PatientName' in p.reason and not p.failed for p in done.problems)
 
 
-def name(folder, patient_name):
-    "Give all slices of a series a PatientName"
-    for path in folder.iterdir():
+def retag(folder, **values):
+    "Give all slices of a series other values of some attributes"
+    for path in folder.glob('s*.dcm'):
         ds = pydicom.dcmread(path)
-        ds.PatientName = patient_name
+        ds.update(values)
         ds.save_as(path)
+
+
+@pytest.mark.parametrize('study, told', [('1.2', 0), ('1.2.9', 1)])
+def test_a_patient_id_that_is_nobodys(source, study, told):
+    "All who have it count as one patient, which is said if they have several studies"
+    ct(source / 'berta/ct', 'Berta', '1.3.2')
+    for who, of in (('anna', '1.2'), ('berta', study)):
+        retag(source / who / 'ct', PatientID='NO_NAME', StudyInstanceUID=of)
+    done = ingest(source, source.with_name('out'), TUMOUR, options=IngestOptions(healthy=0))
+    assert sum("is nobody's" in p.reason and p.doubt for p in done.problems) == told
 
 
 def test_squares_have_the_sizes_of_lesions_that_became_cases(source):
@@ -329,6 +339,43 @@ def test_a_number_in_addition_does_not_excuse_the_others(source):
 def test_lesions_of_one_label_may_move(source):
     numbered(source, (0, 1), TUMOUR)
     assert numbered(source, (1, 2, 3), TUMOUR) == ({20: 'cyst', 32: 'cyst', 44: 'cyst'}, [])
+
+
+def further_series(source, spots, frame, name='tumor'):
+    "A later series of Anna with growths of its own"
+    ct(source / 'anna/later', 'A', '1.3.9', frame)
+    nifti(source / f'anna/later/{name}.nii.gz', sum(SPOTS[i] for i in spots))
+
+
+def by_series(source, out='out', labels=NUMBERED):
+    "The labels by first row on each series, and what failed"
+    done = ingest(source, source.with_name(out), labels, options=IngestOptions(healthy=0))
+    m = pd.read_csv(source.with_name(out) / 'measurements.csv') if done.manifest else pd.DataFrame()
+    labelled = sorted(zip(m.case_id.str.split('-').str[1], m.row_min, m.label)) if len(m) else []
+    return labelled, done.skipped.reason[done.skipped.failed].tolist()
+
+
+@pytest.mark.parametrize(
+    'later, frame, said',
+    [((0, 1, 2), '1.9', ''), ((1, 2), '1.9', 'not one lesion on all series'), ((0, 1, 2), '1.8', 'is not known')],
+)
+def test_a_number_is_one_lesion_on_all_series(source, later, frame, said):
+    "Where it is not, or nobody knows, the growths need other names; a series that came later makes no difference"
+    anna = source / 'anna'
+    (anna / 'liver.nii.gz').unlink()
+    (anna / 'tumor.nii.gz').unlink()
+    nifti(anna / 'ct/tumor.nii.gz', sum(SPOTS[:3]))
+    assert len(by_series(source)[0]) == 3
+    further_series(source, later, frame)
+    on_both = [(s, row, label) for s in '12' for row, label in ((8, 'hemangioma'), (20, 'cyst'), (32, 'metastasis'))]
+    for out in ('out', 'fresh'):
+        labelled, reasons = by_series(source, out)
+        assert labelled == ([] if said else on_both) and [said in reason for reason in reasons] == [True] * bool(said)
+    if said:
+        (anna / 'later/tumor.nii.gz').rename(anna / 'later/later.nii.gz')
+        own = [(f'later#{n}', NUMBERED.rules[i][1], '*') for n, i in enumerate(later, 1)]
+        labelled, reasons = by_series(source, labels=LabelRules((*NUMBERED.rules, *own)))
+        assert labelled == on_both[:3] + [on_both[3 + i] for i in later] and not reasons
 
 
 # healthy is only what is known to be
@@ -576,6 +623,21 @@ def test_a_broken_outline_among_several_patients(tmp_path, named):
     without = done.skipped[done.skipped.what == 'healthy parenchyma']
     assert len(without) == (1 if named else 2) and without.reason.str.contains('could not be read').all()
     assert (done.manifest.df.label == 'healthy').sum() == (1 if named else 0)
+
+
+@pytest.mark.parametrize('below', ['', 'ct'])
+def test_no_square_is_healthy_where_studies_without_an_id_may_be_visits(tmp_path, below):
+    "A lesion of Anna's liver may be outlined on her second visit; Berta has but one"
+    for n, visit in enumerate(('anna/1', 'anna/2', 'berta/1'), 1):
+        folder = tmp_path / 'src' / visit
+        ct(folder / below, 'A' * n, f'1.3.{n}', f'1.9.{n}')
+        retag(folder / below, PatientID='', PatientName='', StudyInstanceUID=f'1.2.{n}')
+        what, mask = ('tumor', GROWTH) if visit == 'anna/2' else ('liver', LIVER)
+        nifti(folder / f'{what}.nii.gz', mask)
+    squares, reasons = healthy(tmp_path / 'src', n=1)
+    assert squares.patient_id.nunique() == 1 and sum('or was left out' in reason for reason in reasons) == 1
+    told = pd.read_csv(tmp_path / 'out/skipped.csv').reason.str.startswith('has no PatientID')
+    assert told.sum() == 1
 
 
 def test_folders_of_visits_are_told(tmp_path):

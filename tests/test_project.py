@@ -26,6 +26,7 @@ MODULES = [p for p in sorted((ROOT / "liverdis").rglob("*.py")) if p.name not in
 MACHINE_PATH = re.compile(
     r"(?<![\w.~*+-])(?:/(?:work|tmp|home|root|Users|private|opt)(?=[/\s\"'`)\],:]|$)|[A-Z]:\\\\?Users)", re.M
 )
+QUOTED = re.compile(r"""['"](?:\.\./)+(results|images)\b""")  # folders beside the notebooks
 SIZE_LIMIT = 800_000
 
 config = ConfigParser(delimiters=["="])
@@ -71,6 +72,14 @@ def problems(nb, path, size):
         found.append("no Colab badge that opens this very file")
     if not any("'google.colab' in sys.modules" in s.replace('"', "'") for s in install):
         found.append("no install cell for Colab, guarded by 'google.colab' in sys.modules")
+    quoted = {m.group(1) for c in code_cells(nb) for m in QUOTED.finditer(text(c["source"]))}
+    for folder in quoted if not any("os.chdir('liverdis/nbs/" in s for s in install) else ():
+        if not any(f"cp -r liverdis/nbs/{folder}" in s for s in install):
+            found.append(f"reads {folder}, which its install cell does not copy on Colab")
+    if any("import nbdev" in text(c["source"]) for c in code_cells(nb)):
+        found.append("imports nbdev, which liverdis does not bring to Colab; `make export` exports")
+    if any("(sys.executable).with_name" in text(c["source"]) for c in code_cells(nb)):
+        found.append("looks for a command beside Python, where Colab has none; take sysconfig's scripts")
     if errors:
         found.append("an error is stored as output: " + errors[0].get("ename", ""))
     if exports(nb) and not any(c.get("outputs") for c in code_cells(nb)):
@@ -126,6 +135,9 @@ SLASH = "/"  # spelled apart: this file, too, is searched for machine paths
     [
         (notebook(badge={"cell_type": "markdown", "source": [colab_url("nbs/b.ipynb")]}), 10, "Colab badge"),
         (notebook(install=code("!pip install -q liverdis")), 10, "install cell"),
+        (notebook(code=code("run = Path('../results') / 'demo'")), 10, "does not copy"),
+        (notebook(code=code("import nbdev; nbdev.nbdev_export()")), 10, "imports nbdev"),
+        (notebook(code=code("Path(sys.executable).with_name('liverdis')")), 10, "where Colab has none"),
         (notebook(code=code("1/0", output_type="error", ename="ZeroDivisionError")), 10, "ZeroDivisionError"),
         (notebook(code=code("#| export\ndef f(): pass")), 10, "shows nothing"),
         (notebook(), SIZE_LIMIT, "limit"),
@@ -136,7 +148,18 @@ SLASH = "/"  # spelled apart: this file, too, is searched for machine paths
             "one machine",
         ),
     ],
-    ids=["badge", "install", "error", "outputs", "size", "path in source", "path in output"],
+    ids=[
+        "badge",
+        "install",
+        "results on Colab",
+        "nbdev on Colab",
+        "command on Colab",
+        "error",
+        "outputs",
+        "size",
+        "path in source",
+        "path in output",
+    ],
 )
 def test_the_notebook_check_can_fail(nb, size, said):
     assert not problems(notebook(), "nbs/cohort/a.ipynb", 10)
@@ -441,7 +464,7 @@ def test_stale_outputs_are_told(tmp_path):
 
     def made(marked=True):
         printed = nbformat.v4.new_output("stream", name="stdout", text="2\n")
-        starts = "subprocess.run([Path(sys.executable).with_name('liverdis'), 'demo'])"
+        starts = "subprocess.run([Path(sysconfig.get_path('scripts')) / 'liverdis', 'demo'])"
         sources = ["from liverdis.cohort import a  # and b by it", "Path('../results')", starts]
         nb = nbformat.v4.new_notebook(
             cells=[

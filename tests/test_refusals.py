@@ -7,14 +7,17 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from liverdis.cohort.annotation.tables import lesion_table
 from liverdis.cohort.archives import source_folder
+from liverdis.cohort.case_files import IngestOptions
 from liverdis.cohort.ct import read_slice
 from liverdis.cohort.deidentify import load_key
 from liverdis.cohort.example import write_example
+from liverdis.cohort.folds import make_folds
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules, load_labels
 from liverdis.cohort.manifest import load_manifest
@@ -50,6 +53,7 @@ def zip_out_of_its_folder(path):
         pass
 
 
+FOUR_PATIENTS = pd.DataFrame(dict(case_id=list("abcd"), patient_id=list("abcd"), label=["cyst", "metastasis"] * 2))
 REFUSALS = {
     "labels without a column": lambda f: load_labels(text_file(f / "a.csv", "structure,label\nx,cyst\n")),
     "label that is none": lambda f: load_labels(text_file(f / "a.csv", "name,label\nx,tumour\n")),
@@ -59,6 +63,7 @@ REFUSALS = {
     "no CT": lambda f: ingest(f, f.with_name("out")),
     "no manifest": lambda f: load_manifest(f / "none.csv"),
     "short key": lambda f: load_key(text_file(f / "a.key", "abc")),
+    "no patient to spare": lambda f: make_folds(FOUR_PATIENTS, 2, 0.3, seed=0),
     "zip that leads out": lambda f: zip_out_of_its_folder(f / "a.zip"),
 }
 
@@ -78,10 +83,21 @@ def test_what_is_skipped_stands_on_the_page(tmp_path):
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(picture, "png")
     (tmp_path / "in/a/logo_1.png").write_bytes(picture.getvalue())
     done = ingest(tmp_path / "in", tmp_path / "out", LabelRules((("nothing", "cyst", "*"),)))
-    reasons = {*done.skipped.reason, *(p.reason for p in done.problems)}
+    skipped = {"; ".join(filter(None, row)) for row in zip(done.skipped.reason, done.skipped.todo)}
+    reasons = {*skipped, *(p.reason for p in done.problems)}
     reasons = {re.sub(r"^\d+ x ", "", r).replace(": not read; ", ": ").removesuffix(": not read") for r in reasons}
     assert len(reasons) >= 2
     assert all(kinds_of(r) or r == "document" for r in reasons), reasons
+
+
+def test_what_keeps_healthy_squares_away_is_skipped_on_the_page(tmp_path):
+    write_example(tmp_path / "in/a", "Doe^Jane", "4711", 1, [(6, 62, 46, 9)])
+    rules = LabelRules((("livertumor", "metastasis", "*"), ("liver", "ignore", "*")))
+    options = IngestOptions(healthy=1, min_diameter_mm=100)
+    skipped = ingest(tmp_path / "in", tmp_path / "out", rules, options=options).skipped
+    reasons = {"; ".join(filter(None, row)) for row in zip(skipped.reason, skipped.todo)}
+    assert not skipped.failed.any() and len(reasons) == 2
+    assert all(kinds_of(r) == {"skipped"} for r in reasons), reasons
 
 
 def test_a_message_that_nobody_gives_is_not_there():

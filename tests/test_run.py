@@ -127,6 +127,35 @@ def test_task_whose_record_was_deleted_is_done_again(straight, tmp_path):
     assert weights.read_bytes() == before and (tmp_path / "run" / "results.json").exists()
 
 
+def test_results_that_are_damaged_or_gone(straight, tmp_path):
+    "The refusal says what to do, and that helps"
+    shutil.copytree(straight, out := tmp_path / "run")
+    for path in (out / "predictions.csv", out / "figures.npz", out / "results.json"):
+        before = path.read_bytes()
+        path.write_bytes(before[:900])
+        assert f"{path.name}: " in (said := refused(out)) and "delete it, and the same command writes it" in said
+        path.write_bytes(before)
+    (out / "predictions.csv").unlink()
+    (out / "figures.npz").unlink()
+    r = called(out)
+    assert r.exit_code == 0 and (out / "figures.npz").exists(), r.output
+    assert (out / "predictions.csv").read_bytes() == (straight / "predictions.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["rois.npy", "folds.csv"])
+def test_data_of_a_finished_run_that_are_gone(straight, tmp_path, name):
+    shutil.copytree(straight, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    assert f"{name}: is missing: delete the folder" in refused(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", [b"", b"case_id\n", b"\xff\xfe\x00"], ids=["empty", "other columns", "binary"])
+def test_folds_that_are_no_table(straight, tmp_path, content):
+    shutil.copytree(straight, tmp_path / "run")
+    (tmp_path / "run" / "folds.csv").write_bytes(content)
+    assert "folds.csv: cannot be read" in refused(tmp_path / "run")
+
+
 def test_case_moved_from_test_to_training_is_found(straight, tmp_path):
     "Even when the run is finished and would only be shown"
     shutil.copytree(straight, tmp_path / "run")

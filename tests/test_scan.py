@@ -797,6 +797,22 @@ def test_pictures_do_not_say_how_a_volume_is_turned(tmp_path):
     assert 'front up' in found_there.notes[0] and (found_there.masks[0] == (outline() > 0)).all()
 
 
+@pytest.mark.parametrize('kind', formats.ALL)
+@pytest.mark.parametrize('down', [1, -1], ids=['upright', 'mirrored'])
+def test_lesions_are_counted_from_the_foot_up(tmp_path, kind, down):
+    "Also where the rows of axial slices run to the front, so that their normal points to the foot"
+    series(tmp_path / 'src/ct', 'P1', n=7, ImageOrientationPatient=[1, 0, 0, 0, down, 0])
+    ct = [pydicom.dcmread(f) for f in sorted((tmp_path / 'src/ct').iterdir())]
+    masks = np.zeros((7, 64, 64), bool)
+    masks[1, 20:29, 20:29] = masks[4, 36:45, 30:39] = True
+    formats.ALL[kind](tmp_path / 'src', ct, masks)
+    table, _ = measured(tmp_path / 'src', rules=(('*#1', 'cyst', '*'), ('*#2', 'metastasis', '*')))
+    upper, lower = (table[table.label == label].iloc[0] for label in ('metastasis', 'cyst'))
+    assert (lower.slice_index, upper.slice_index) == (1, 4)
+    rows = (20, 36) if down == 1 else (63 - 28, 63 - 44)  # of the slices when they are turned upright
+    assert abs(lower.row_min - rows[0]) <= 1 and abs(upper.row_min - rows[1]) <= 1
+
+
 @pytest.mark.parametrize('name', ['slice_{:03}_mask.png', 'mask_{:03}.png', '{:03}_tumour_mask.png'])
 def test_number_of_a_picture_may_stand_anywhere_in_its_name(tmp_path, name):
     "And a folder that counts from 0 is paired in order"
@@ -819,6 +835,92 @@ def test_numbers_choose_among_volumes_and_refuse_none_that_is_alone(tmp_path, na
         assert 'other numbers than that of its CT' in table.notes[0]
     else:
         assert table is None and 'other numbers' in why_not(done)
+
+
+@pytest.mark.parametrize(
+    'ct,masks',
+    [
+        ('{}/CT_20200315.nii.gz', ['{}/seg/tumor_1.nii.gz', '{}/seg/tumor_2.nii.gz']),
+        ('{}/case_007.nii.gz', ['{}/segmentations/rib_left_1.nii.gz', '{}/segmentations/vertebrae_L5.nii.gz']),
+        ('{}/images/CT_20200315.nii.gz', ['{}/masks/tumor_1.nii.gz', '{}/totalseg/tumor_2.nii.gz']),
+    ],
+)
+def test_numbers_of_masks_in_a_patients_folder(tmp_path, ct, masks):
+    "They count the masks, and are not those of the only CT there"
+    for patient in ('P3', 'P4'):
+        lay(tmp_path, [ct.format(patient)], [])
+        for mask in masks:
+            (tmp_path / mask.format(patient)).parent.mkdir(exist_ok=True)
+            to_nifti(np.stack([0 * outline(), outline(), 0 * outline()]), tmp_path / mask.format(patient))
+    patients, problems = scan_folder(tmp_path)
+    drawn = [[a.paths[0].relative_to(tmp_path).parts[0] for a in p.annotations] for p in patients]
+    assert sorted(drawn) == [['P3', 'P3'], ['P4', 'P4']] and not problems
+    assert all('other numbers' in a.notes[0] for p in patients for a in p.annotations)
+
+
+@pytest.mark.parametrize('stray', ['A/P8/mask_8.nii.gz', 'mask_8.nii.gz', 'masks/mask_8.nii.gz', 'C/mask_8.nii.gz'])
+def test_a_numbered_mask_of_a_patient_whose_ct_is_missing(tmp_path, stray):
+    "One CT of the same grid is near it, or several are, and none of them is its own"
+    lay(tmp_path, ['A/P7/ct_7.nii.gz', 'B/P9/ct_9.nii.gz'], [])
+    (tmp_path / stray).parent.mkdir(exist_ok=True)
+    to_nifti(np.stack([0 * outline(), outline(), 0 * outline()]), tmp_path / stray)
+    patients, problems = scan_folder(tmp_path)
+    (problem,) = [p for p in problems if p.failed]
+    assert not patients and 'other numbers' in problem.reason
+
+
+@pytest.mark.parametrize('cts,masks', [(['{}_ct'], ['{}_mask', '{}_vessels']), (['{}_ct_pv'], ['{}_pv_mask'])])
+def test_words_that_all_names_have_keep_no_mask_from_its_ct(tmp_path, cts, masks):
+    for patient in ('anna', 'bob'):
+        lay(tmp_path, [f'{ct.format(patient)}.nii.gz' for ct in cts], [])
+        for mask in masks:
+            to_nifti(np.stack([LIVER] * 3).astype(np.uint8), tmp_path / f'{mask.format(patient)}.nii.gz')
+    patients, problems = scan_folder(tmp_path)
+    whose = {p.key.split('_')[0]: {a.paths[0].name.split('_')[0] for a in p.annotations} for p in patients}
+    assert whose == {'anna': {'anna'}, 'bob': {'bob'}} and not problems
+    to_nifti(np.stack([LIVER] * 3).astype(np.uint8), tmp_path / 'mask.nii.gz')
+    assert [p.path.name for p in scan_folder(tmp_path)[1] if 'of 2 patients' in p.reason] == ['mask.nii.gz']
+
+
+def item(**attributes):
+    "An item of a DICOM sequence"
+    ds = pydicom.Dataset()
+    for name, value in attributes.items():
+        setattr(ds, name, value)
+    return ds
+
+
+@pytest.mark.parametrize(
+    'holds,hinders',
+    [
+        (dict(Modality='SR', ContentSequence=[item(ValueType='NUM'), item(ValueType='CONTAINER')]), False),
+        (dict(Modality='SR', ContentSequence=[item(ContentSequence=[item(ValueType='SCOORD')])]), True),
+        (dict(Modality='SR', ContentSequence=[item(ContentSequence=[item(ValueType='SCOORD3D')])]), True),
+        (
+            dict(Modality='PR', GraphicAnnotationSequence=[item(TextObjectSequence=[item(UnformattedTextValue='L')])]),
+            False,
+        ),
+        (
+            dict(Modality='PR', GraphicAnnotationSequence=[item(GraphicObjectSequence=[item(GraphicType='CIRCLE')])]),
+            True,
+        ),
+        (dict(Modality='PR', OverlayRows=64), True),
+    ],
+)
+def test_what_a_report_or_a_presentation_draws_may_be_a_lesion(tmp_path, holds, hinders):
+    "Healthy squares wait until somebody has looked at it; a dose report hinders nothing"
+    folder = tmp_path / 'src/P1'
+    series(folder / 'ct', 'P1')
+    to_nifti(np.stack([LIVER] * 3).astype(np.uint8), folder / 'liver.nii.gz')
+    ds = pydicom.dcmread(folder / 'ct/1-01.dcm')
+    for name, value in ((name, v) for name, v in holds.items() if name != 'OverlayRows'):
+        setattr(ds, name, value)
+    if 'OverlayRows' in holds:
+        ds.add_new(0x60000010, 'US', holds['OverlayRows'])
+    ds.save_as(folder / 'other.dcm')
+    _, problems = scan_folder(tmp_path / 'src')
+    (problem,) = [p for p in problems if p.path.name == 'other.dcm']
+    assert problem.unseen == hinders and ('as DICOM SEG' in problem.reason) == hinders
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='other systems keep no such names')

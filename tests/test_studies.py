@@ -28,6 +28,12 @@ def test_no_study_trains_on_the_patients_that_it_tests(tmp_path, trains, tests):
     assert not (tmp_path / "out").exists()
 
 
+def test_sizes_are_checked_before_a_phantom_is_painted(tmp_path):
+    with pytest.raises(InputError, match="roi_size 7 cannot be halved"):
+        run_study(Study("?", "smoke", settings={**TINY, "roi_size": 7}), tmp_path / "out", 1, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_edited_study_does_not_keep_its_old_cohort(tmp_path):
     "The phantom of another seed, or with other counts, lies there"
     from liverdis.cohort.phantom.cohort import write_phantom

@@ -36,18 +36,14 @@ import notebooks
 FLAGS = set(get_config().tst_flags.split())
 KEY = "liverdis"  # among settings.ini's allowed_metadata_keys, so nbdev_clean leaves it
 PACKAGES = "liverdis", "benchmarks"  # whose modules count for the digest
-RUNS_COMMAND = re.compile(r"""with_name\(['"]liverdis['"]\)""")
+RUNS_COMMAND = re.compile(r"""get_path\(['"]scripts['"]\)\) / ['"]liverdis['"]""")
 QUOTES_RESULTS = re.compile(r"""['"](\.\./)*results\b""")
 
 
 def skipped(cell):
     """Whether nbdev_test would not run this cell."""
     directives = extract_directives(mk_cell(cell.source), remove=False)
-    return (
-        directives.get("eval:", [""])[0].lower() == "false"
-        or bool(FLAGS & directives.keys())
-        or "nbdev_export(" in cell.source
-    )
+    return directives.get("eval:", [""])[0].lower() == "false" or bool(FLAGS & directives.keys())
 
 
 class Client(NotebookClient):

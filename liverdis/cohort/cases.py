@@ -127,7 +127,8 @@ def case_slices(
 ) -> list[int]:  # ranks, ascending
     "The slices on which a lesion becomes a case."
     outlined, areas = lesion.ranks[:: lesion.step], lesion.areas[:: lesion.step]
-    largest = int(areas.argmax())
+    ties = np.flatnonzero(areas == areas.max())
+    largest = int(ties[(len(ties) - 1) // 2])
     if which == 'largest':
         return [outlined[largest]]
     step = 1 if which == 'all' else int(which.removeprefix('step:'))

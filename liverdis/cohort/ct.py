@@ -44,7 +44,10 @@ from ..core import InputError, brief
 def _axes(orientation: tuple, spacing_mm: tuple) -> np.ndarray:
     "Columns of the equation in PS3.3, C.7.6.2.1.1: one row down, one column on, one mm along the normal."
     along, down = np.array(orientation).reshape(2, 3)
-    axes = np.stack([down * spacing_mm[0], along * spacing_mm[1], np.cross(along, down)], 1)
+    normal = np.cross(along, down)
+    if -normal[2] > np.abs(normal[:2]).max():  # of mirrored axial slices, it points to the foot
+        normal = -normal
+    axes = np.stack([down * spacing_mm[0], along * spacing_mm[1], normal], 1)
     axes.flags.writeable = False
     return axes
 
@@ -66,7 +69,7 @@ class Plane:
 
     @property
     def axes(self) -> np.ndarray:
-        "Directions in the patient, (3,3): its columns are mm one row down, one column on, and along the normal."
+        "Directions in the patient, (3,3): mm one row down, one column on, and along the normal, if axial to the head."
         return _axes(self.orientation, self.spacing_mm)
 
     def to_pixels(
@@ -705,7 +708,7 @@ def _check_alike(s: SliceHeader, first: SliceHeader) -> None:
 # %% ../../nbs/cohort/ct.ipynb #594641de
 def sort_slices(
     headers: Iterable[SliceHeader],  # of one series, in any order
-) -> list:  # the same, ascending along the normal: axial slices from foot to head, mirrored ones from head to foot
+) -> list:  # the same, ascending along the normal: axial slices from foot to head
     "Sort slices along their normal. `InputError` if the order is ambiguous."
     headers = list(headers)
     for s in headers:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Entry', 'phase_of', 'naming_words', 'names_phase', 'Problem', 'SeriesFields', 'SliceEntry', 'OutlineEntry',
-           'UnreadEntry', 'problem_of', 'index_files', 'ct_slices']
+           'UnreadEntry', 'is_nobodys', 'problem_of', 'index_files', 'ct_slices']
 
 # %% ../../nbs/cohort/headers.ipynb #43932ff4
 import os
@@ -120,7 +120,7 @@ class Problem:
     path: Path
     reason: str
     failed: bool = True  # it could not be read; False: it is of no use here
-    unseen: bool = False  # it is left out, and may outline a lesion all the same
+    unseen: bool = False  # it is left out, or counts as another patient's, and may outline a lesion all the same
     doubt: bool = False  # it is used, and whose it is may be wrong
     others: tuple[Path, ...] = ()  # further files of which the same is said
 
@@ -308,11 +308,21 @@ _NOBODY = frozenset(
 )
 
 
+def is_nobodys(
+    name: str,  # or ID
+) -> bool:
+    "Whether the name of a patient is blank, or one that anonymisers give to all."
+    return _NOBODY.issuperset(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r'[^\W_]+', name.casefold())
+
+
 def _person(patient_id: str, name: str, born: str) -> str:
     "What two studies of one person share, whatever their IDs: name and birth date, or without an ID the name; or ''"
-    words = [w for w in re.split(r'[\W_]+', name.casefold()) if w]
-    known = not _NOBODY.issuperset(words) and (born or not patient_id)
-    return ' '.join([*words, born]) if known else ''
+    known = not is_nobodys(name) and (born or not patient_id)
+    return ' '.join([*_words(name), born]) if known else ''
 
 # %% ../../nbs/cohort/headers.ipynb #45a46058
 def _series_fields(ds: Dataset, path: Path, root: Path) -> SeriesFields:
@@ -403,11 +413,30 @@ def _is_lossy_8_bit(ds: Dataset, raw: dict) -> bool:
     return eight and str(ds.file_meta.get('TransferSyntaxUID', '')) in _LOSSY
 
 
+def _outlines_in(report: Dataset) -> bool:
+    "Whether the tree of a structured report holds points of an image or of the patient"
+    items = [report]
+    for item in items:
+        items += item.get('ContentSequence') or []
+    return any(item.get('ValueType') in ('SCOORD', 'SCOORD3D') for item in items)
+
+
+def _draws(state: Dataset) -> bool:
+    "Whether a presentation state has graphics or an overlay, and not only text or a window"
+    layers = state.get('GraphicAnnotationSequence') or []
+    drawn = any('GraphicObjectSequence' in a or 'CompoundGraphicSequence' in a for a in layers)
+    return drawn or any(tag.group >> 8 == 0x60 for tag in state.keys())
+
+
 def _other_dicom(ds: Dataset, raw: dict) -> str:
     "What a DICOM file is if it is no CT, SEG or RTSTRUCT, as `unread_dicom` calls it; '' if it is one"
     modality = _raw_text(raw, _MODALITY)
     if modality == 'SEG' and _raw_text(raw, _CLASS) == SurfaceSegmentationStorage:
         return 'SEG surface'
+    if modality == 'SR' and _outlines_in(ds):
+        return 'SR points'
+    if modality == 'PR' and _draws(ds):
+        return 'PR graphics'
     if modality != 'CT':
         return '' if modality in _OUTLINES else modality
     if _raw_text(raw, _CLASS) not in _CT_CLASSES:

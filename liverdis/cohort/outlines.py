@@ -10,6 +10,7 @@ __all__ = ['Labeller', 'LabelledLesion', 'Place', 'SeriesReading', 'positions_mm
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,12 +97,20 @@ class Place(NamedTuple):
         reach = max(_NEAR, float(np.abs(ends[1] - ends[0]).max()) / 2)
         return cls(tuple(ends.mean(0).round(1).tolist()), round(reach, 1))
 
+    def apart(
+        self,
+        other: 'Place',
+    ) -> float:
+        "How far the middle of one lies from that of the other."
+        return float(np.linalg.norm(np.subtract(self.middle, other.middle)))
+
     def is_that(
         self,
-        other: 'Place',  # of a lesion of an earlier run
+        other: 'Place',  # of a lesion of an earlier run, or on another series
+        moved: float = 0.0,  # how far it may have moved meanwhile
     ) -> bool:
         "Whether the middle of one lies so near to that of the other that they are the same lesion."
-        return bool(np.linalg.norm(np.subtract(self.middle, other.middle)) <= max(self.reach, other.reach))
+        return self.apart(other) <= max(self.reach, other.reach) + moved
 
 # %% ../../nbs/cohort/outlines.ipynb #ee2ae14f
 @dataclass(eq=False)
@@ -124,6 +133,13 @@ class SeriesReading:
     def spacing_mm(self) -> tuple[float, float]:
         "From row to row, from column to column."
         return self.series.slices[0].spacing_mm
+
+    def places_of(
+        self,
+        structure: Named,  # as a whole
+    ) -> dict[Named, Place]:  # by lesion
+        "Where the lesions of a structure lie."
+        return {lesion: place for lesion, place in self.places.items() if replace(lesion, number=None) == structure}
 
 # %% ../../nbs/cohort/outlines.ipynb #9ab428fd
 def positions_mm(
@@ -344,60 +360,138 @@ def _labels_before(
     return {n: label for n, label in named.items() if n and replace(n, number=None) == structure}
 
 
+def _places_now(
+    readings: list[SeriesReading],  # of all series on which the structure lies
+    structure: Named,
+) -> dict[Named, list[Place]]:  # by lesion
+    "Where the lesions of a structure lie on each series that outlines them."
+    places = defaultdict(list)
+    for lesion, place in ((lesion, place) for r in readings for lesion, place in r.places_of(structure).items()):
+        places[lesion].append(place)
+    return places
+
+
+def _shown(
+    place: Place,
+    reading: SeriesReading,  # of its series
+) -> str:
+    "Where a lesion lies, for a message."
+    unit = ' mm' if reading.series.slices[0].placed else ' (slice, row, column)'
+    return ', '.join(f'{v:.0f}' for v in place.middle) + unit
+
+
 def _moved(
-    reading: SeriesReading,
-    lesions: list[Named],  # of one structure
+    readings: list[SeriesReading],  # of all series on which the structure lies
+    structure: Named,
     before: dict[Named, str | None],  # as `_labels_before`
 ) -> str:  # '' if the numbers are right
     "Which lesion's number, whose label is as it was, is that of another lesion now."
-    labeller, unit = reading.labeller, ' mm' if reading.series.slices[0].placed else ' (slice, row, column)'
-    if len({labeller.given[n.recorded] for n in lesions} | {*before.values()}) < 2:
+    labeller = readings[0].labeller
+    now = _places_now(readings, structure)
+    if len({labeller.given[n.recorded] for n in now} | {*before.values()}) < 2:
         return ''
     known = {n: [Place(*p) for p in labeller.before['places'][n.recorded]] for n in before}
     kept = [n for n, label in before.items() if labeller.rules.of(n, labeller.patient) == label]
-    at = lambda place: ', '.join(f'{v:.0f}' for v in place.middle) + unit
-    for named in [n for n in lesions if n in kept]:
-        place = reading.places[named]
-        here = [n for n, places in known.items() if any(map(place.is_that, places))]
+    for named in [n for n in now if n in kept]:
+        here = [n for n, places in known.items() if any(place.is_that(p) for place in now[named] for p in places)]
         of_other_label = any(before[n] != before[named] for n in here)
         if named not in here and (of_other_label or len(kept) == len(before)):
-            return f'#{named.number} was at {at(known[named][0])} and is at {at(place)} now'
+            was, is_now = (_shown(places[named][0], readings[0]) for places in (known, now))
+            return (
+                f"its lesions are numbered anew, since the outline changed: #{named.number} was at {was} and is at "
+                f"{is_now} now; correct the numbers in the labels file, or, if they are right, delete the folder of "
+                "this patient in cases"
+            )
     return ''
 
+# %% ../../nbs/cohort/outlines.ipynb #renumber4
+_BREATH_MM = 10  # by which a lesion may lie elsewhere in another breath
 
+
+def _by_number(
+    labeller: Labeller,
+    lesion: Named,
+) -> bool:
+    "Whether a rule labels a lesion by its number, and not by the name of its structure."
+    rule = labeller.rules.deciding(lesion, labeller.patient)
+    return rule is not None and not replace(lesion, number=None).fits(rule[0])
+
+
+def _is_another(
+    lesion: Named,
+    here: dict[Named, Place],  # where the lesions of its structure lie on a series
+    there: dict[Named, Place],  # and on another one of the same space
+) -> bool:
+    "Whether a number is one lesion on one series, and another one on the other."
+    apart = here[lesion].apart(there[lesion])
+    nearest = min(*map(here[lesion].apart, there.values()), *map(there[lesion].apart, here.values()))
+    return nearest < apart or not here[lesion].is_that(there[lesion], _BREATH_MM)
+
+
+def _differ(
+    readings: list[SeriesReading],  # of all series on which the structure lies
+    structure: Named,
+) -> str:  # '' if the numbers hold for all of them, or nothing hangs on them
+    "Which lesion's number, by which a rule labels, is not known to be one lesion on all series."
+    if not any(_by_number(readings[0].labeller, lesion) for lesion in _places_now(readings, structure)):
+        return ''
+    todo = "give this outline another name on each series, or all its lesions one label by its name"
+    for a, b in combinations(readings, 2):
+        if not same_space(a.series, b.series):
+            return (
+                f"its lesions are labelled by number, and whether a number is one lesion on series {a.number} and "
+                f"{b.number} of this patient is not known: these are not parallel in one frame of reference; {todo}"
+            )
+        here, there = a.places_of(structure), b.places_of(structure)
+        for lesion in here:
+            if lesion in there and _is_another(lesion, here, there):
+                return (
+                    f"its lesions are labelled by number, and #{lesion.number} is not one lesion on all series of this "
+                    f"patient: on series {a.number} it is at {_shown(here[lesion], a)}, and on series {b.number} at "
+                    f"{_shown(there[lesion], b)}; {todo}"
+                )
+    return ''
+
+# %% ../../nbs/cohort/outlines.ipynb #renumber6
 def _check_numbers(
-    reading: SeriesReading,
+    readings: list[SeriesReading],  # of all series of a patient
 ) -> None:
-    "Remember where lesions lie; leave out those of a structure that are numbered anew, and remember its earlier state."
-    labeller = reading.labeller
-    for structure in dict.fromkeys(replace(named, number=None) for named in reading.places):
-        lesions = [named for named in reading.places if replace(named, number=None) == structure]
+    "Remember where lesions lie; leave out a structure whose numbers moved, or differ, and remember its earlier state."
+    labeller = readings[0].labeller
+    for structure in dict.fromkeys(replace(lesion, number=None) for r in readings for lesion in r.places):
+        of_it = [r for r in readings if r.places_of(structure)]
         before = _labels_before(labeller, structure)
-        if moved := _moved(reading, lesions, before):
+        if reason := _differ(of_it, structure) or _moved(of_it, structure, before):
             labeller.given |= {n.recorded: label for n, label in before.items()}
             labeller.places |= {n.recorded: [*labeller.before['places'][n.recorded]] for n in before}
-            _leave_out_renumbered(reading, structure, moved)
+            _leave_out_numbered(of_it, structure, reason)
         else:
-            for named in lesions:
-                known = labeller.places.setdefault(named.recorded, [])
-                if not any(reading.places[named].is_that(Place(*place)) for place in known):
-                    known.append(reading.places[named])
+            _remember(of_it, structure)
 
 
-def _leave_out_renumbered(
-    reading: SeriesReading,
+def _remember(
+    readings: list[SeriesReading],  # of all series on which the structure lies
     structure: Named,
-    moved: str,  # as `_moved`
 ) -> None:
-    "Leave out the labelled lesions of a structure whose numbers are other lesions' now."
-    own = [lesion for lesion in reading.lesions if replace(lesion.structure, number=None) == structure]
-    reason = (
-        f"its lesions are numbered anew, since the outline changed: {moved}; correct the numbers in the labels file, "
-        "or, if they are right, delete the folder of this patient in cases"
-    )
-    reading.to.skip(structure.key, own[0].path if own else None, reason, failed=True)
-    reading.failed = True
-    reading.lesions = [lesion for lesion in reading.lesions if lesion not in own]
+    "Remember where the lesions of a structure lie."
+    for lesion, places in _places_now(readings, structure).items():
+        known = readings[0].labeller.places.setdefault(lesion.recorded, [])
+        for place in places:
+            if not any(map(place.is_that, known)):
+                known.append(place)
+
+
+def _leave_out_numbered(
+    readings: list[SeriesReading],  # of all series on which the structure lies
+    structure: Named,
+    reason: str,
+) -> None:
+    "Leave out the labelled lesions of a structure whose numbers may be other lesions'."
+    own = [lesion for r in readings for lesion in r.lesions if replace(lesion.structure, number=None) == structure]
+    readings[0].to.skip(structure.key, own[0].path if own else None, reason, failed=True)
+    for reading in readings:
+        reading.failed = True
+        reading.lesions = [lesion for lesion in reading.lesions if lesion not in own]
 
 # %% ../../nbs/cohort/outlines.ipynb #a58dadbf
 def _mistaken_for_lesion(
@@ -488,10 +582,11 @@ def read_outlines(
         reading = SeriesReading(group[0].series, number, prefix, to, labeller)
         for annotation in group:
             _read_annotation(reading, annotation)
-        _check_numbers(reading)
+        readings.append(reading)
+    _check_numbers(readings)
+    for reading in readings:
         _leave_out_organs(reading)
         _leave_out_repeats(reading)
-        readings.append(reading)
     return readings
 
 # %% ../../nbs/cohort/outlines.ipynb #c1de5b02

@@ -24,7 +24,15 @@ from .annotation.masks import PICTURE_KINDS, picture_stem
 from .annotation.structures import SAME_PLACE_MM, SliceNames
 from .annotation.tables import lesion_table
 from .ct import SliceHeader, read_hu, volume_headers
-from .headers import OutlineEntry, Problem, SliceEntry, UnreadEntry, naming_words, problem_of
+from liverdis.cohort.headers import (
+    OutlineEntry,
+    Problem,
+    SliceEntry,
+    UnreadEntry,
+    names_phase,
+    naming_words,
+    problem_of,
+)
 from .series import Series, grouped, same_grid
 from .unread import PICTURE_OF_OTHER_SIZE, PROPOSAL
 from .volumes import is_volume, volume_stem
@@ -52,6 +60,13 @@ def _steps(a: Path, b: Path) -> int:
 def _words(path: Path) -> set[str]:
     return set(re.split(r'[\W_]+', volume_stem(path).casefold()))
 
+
+def _repeats(path: Path, volume: Path) -> bool:
+    "Whether the name of a mask has all words of that of a CT; where these name a patient, all that name it or a phase"
+    words = _words(volume)
+    telling = {w for w in words if naming_words(w) or names_phase(w)}
+    return (telling if any(map(naming_words, words)) else words) <= _words(path)
+
 # %% ../../nbs/cohort/pairing.ipynb #a92eff4b
 def _choose(
     candidates: Sequence[Series],
@@ -63,7 +78,7 @@ def _choose(
     if not candidates:
         raise InputError(f"{relation} no CT series found here; put it beside its series")
     volumes = [s for s in candidates if s.is_volume]
-    named = [s for s in volumes if path and _words(s.slices[0].path) <= _words(path)] or candidates
+    named = [s for s in volumes if path and _repeats(path, s.slices[0].path)] or candidates
     patients = {s.patient for s in named}
     if len(patients) > 1:
         raise InputError(f"{relation} CT series of {len(patients)} patients; put it in the folder of its patient")
@@ -268,6 +283,13 @@ def _other_numbers(path: Path, s: Series) -> tuple[str, ...]:
     return () if _may_be_of(path, s) else ("its name has other numbers than that of its CT, the only one beside it",)
 
 
+def _lie_together(path: Path, s: Series, tree: _Tree) -> bool:
+    "Whether a mask lies above its only CT, or with it in a patient's folder and not each in one with a name"
+    above = _common(path, s)
+    named = [any(map(naming_words, p.relative_to(above).parts)) for p in (path.parent, s.folder)]
+    return above == path.parent or tree.is_of_one(above) and not all(named)
+
+
 def _by_grid(headers: Sequence[SliceHeader], path: Path, tree: _Tree) -> Series:
     "The series on whose slices a mask lies"
 
@@ -283,9 +305,9 @@ def _by_grid(headers: Sequence[SliceHeader], path: Path, tree: _Tree) -> Series:
                     "CT and mask alike"
                 )
             return _choose(fit, path.parent, "lies on the slices of", path)
-    here = tree.below.get(path.parent, [])
-    if len(here) == 1 and _on_grid(headers, here[0]):
-        return here[0]
+    near = tree.nearest(path.parent)
+    if len(near) == 1 and _on_grid(headers, near[0]) and _lie_together(path, near[0], tree):
+        return near[0]
     if tree.nearest(path.parent, partial(_on_grid, headers)):
         raise InputError(
             "lies on the grid of a CT whose name has other numbers; give both the same number, or put each pair into "

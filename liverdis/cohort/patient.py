@@ -115,7 +115,7 @@ def refused_files(
     return {key: tuple(paths) for key, paths in refused.items()}
 
 # %% ../../nbs/cohort/patient.ipynb #30d501b1
-_LAYOUT = 9
+_LAYOUT = 10
 
 
 _digest = kept_until_changed(file_sha256)  # one table may be about thousands of patients

@@ -124,7 +124,7 @@ def _told_together(problems: Iterable[Problem]) -> list[Problem]:
     "The same problems, those of one folder and one reason in one"
     groups = grouped(problems, lambda p: (p.path.parent if p.failed else p.path, p.reason))
     also = lambda n: f' (so with {n} more files of this folder)' if n else ''
-    paths = lambda group: tuple(p.path for p in group[1:])
+    paths = lambda group: tuple(path for p in group for path in (p.path, *p.others))[1:]
     return [replace(g[0], reason=g[0].reason + also(len(g) - 1), others=paths(g)) for g in groups]
 
 # %% ../../nbs/cohort/scan.ipynb #a27b5fb1

@@ -110,8 +110,12 @@ def unread_kind(
 # %% ../../nbs/cohort/unread.ipynb #c6e0cd19
 _IMAGE = UnreadKind('DICOM image of another modality', 'give the CT')
 _DICOM = {
-    'SR': UnreadKind('DICOM structured report', 'export the outlines as DICOM SEG or RTSTRUCT'),
-    'PR': UnreadKind('DICOM presentation state', 'export what it draws as DICOM SEG or RTSTRUCT'),
+    'SR': UnreadKind('DICOM structured report', 'it holds no outline'),
+    'SR points': UnreadKind('DICOM structured report of points', 'export them as DICOM SEG or RTSTRUCT', outlines=True),
+    'PR': UnreadKind('DICOM presentation state', 'it draws nothing'),
+    'PR graphics': UnreadKind(
+        'DICOM presentation state that draws', 'export what it draws as DICOM SEG or RTSTRUCT', outlines=True
+    ),
     'KO': UnreadKind('DICOM key object note', 'it holds no outline'),
     'REG': UnreadKind('DICOM registration', 'give outlines in the space of their CT'),
     'RTDOSE': UnreadKind('DICOM dose', 'give the RTSTRUCT'),

@@ -14,7 +14,7 @@ __all__ = ['ARMS', 'GENERATORS', 'ArmFold', 'Arm', 'arm', 'load_arms', 'with_own
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,11 @@ from liverdis.method.variants import (
     reconstructions,
     swaps,
 )
-from liverdis.settings import (
-    DecoderSettings,
-    MixtureSettings,
-    NetworkSettings,
-    Settings,
-    ViewSettings,
-    names_of,
-)
+from ..settings import MixtureSettings, NetworkSettings, Settings, ViewSettings, names_of, settings_from_dict
 
 # %% ../../nbs/method/arms.ipynb #ce3d6e3d
 # the settings that an arm's own learner and network follow
-_OWN = ('batch_size', 'weight_decay', *names_of(ViewSettings, NetworkSettings, DecoderSettings, MixtureSettings))
+_OWN = ('batch_size', 'weight_decay', *names_of(ViewSettings, NetworkSettings, MixtureSettings))
 
 
 class ArmFold:
@@ -85,8 +78,8 @@ class ArmFold:
         return self._dataloaders(self.settings)
 
     def changed(self, **changes: Any) -> 'ArmFold':
-        "The same fold with some settings changed. `InputError` for those that hold for the whole run."
-        now = replace(self.settings, **changes)
+        "The same fold with some settings changed. `InputError` for bad ones and for those of the whole run."
+        now = settings_from_dict({**asdict(self.settings), **changes})
         fixed = [k for k in changes if k not in _OWN and getattr(now, k) != getattr(self.settings, k)]
         if fixed:
             also = '; KeepLast, a callback, keeps the last epoch of one arm' if 'keep' in fixed else ''
@@ -110,6 +103,27 @@ class Arm:
     def about(self) -> str:
         "What it does, in one line."
         return (self.learner.__doc__ or '').strip().split('\n')[0]
+
+    def make(
+        self,
+        fold: ArmFold,  # with the settings of the run
+    ) -> Learner:
+        "The Learner of a fold. `InputError` unless it trains the network that `model` builds."
+        learn = self.learner(fold)
+        if not isinstance(learn, Learner):
+            raise InputError(f"arm '{self.name}' returns no Learner but {type(learn).__name__}: let it return one")
+        with torch.random.fork_rng(devices=[]):
+            built = self.model(fold.settings)
+        if _shapes(built) != _shapes(learn.model):
+            raise InputError(
+                f"arm '{self.name}' trains another network than its model builds: give the decorator one that builds "
+                'it from the settings of the run, as @arm(model=...)'
+            )
+        return learn
+
+
+def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+    return {name: w.shape for name, w in net.state_dict().items()}
 
 
 ARMS: dict[str, Arm] = {}
@@ -138,7 +152,7 @@ def arm(
 def load_arms(
     path: str | Path,  # a Python file with functions decorated by `@arm`; it is executed
 ) -> list[str]:  # the names of its arms
-    "Register the arms of a user's file. `InputError` if there is no such file, it is no Python, or it holds no arm."
+    "Register the arms of a user's file. `InputError` if there is none, it cannot be executed alone, or holds no arm."
     path, before = Path(path), dict(ARMS)
     if not path.is_file():
         raise InputError(f'{path}: no such file of arms')
@@ -150,6 +164,8 @@ def load_arms(
         spec.loader.exec_module(module)
     except SyntaxError as e:
         raise InputError(f'{path}, line {e.lineno}: {e.msg}') from None
+    except ModuleNotFoundError as e:
+        raise InputError(f'{path}: {e}: let the file stand alone, or import what is installed') from None
     names = [name for name, a in ARMS.items() if before.get(name) != a]
     if not names:
         raise InputError(f'{path}: no function there is decorated with @arm')

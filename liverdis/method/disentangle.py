@@ -49,8 +49,10 @@ class CrossEntropy:
 
 # %% ../../nbs/method/disentangle.ipynb #891ce258
 def _encoder_and_classifier(model):
-    "The layer groups of a classifier."
-    return [list(part.parameters()) for part in model]
+    "The layer groups of a classifier: its parts, or the whole if it has no parts that hold all of it."
+    parts = [list(part.parameters()) for part in model] if isinstance(model, nn.Sequential) else []
+    whole = list(model.parameters())
+    return parts if sum(map(len, parts)) == len(whole) else [whole]
 
 
 def classifier_learner(

@@ -246,8 +246,8 @@ class RoiLearner(_OnDevice, _OneCycle, _Direct):
             self.remove_cb(self.recorder).add_cb(Recorder())
 
     def _set_device(self, b: Any) -> Any:
-        delivered = getattr(self.dl, 'device', None)
-        return b if delivered == next(self.model.parameters()).device else super()._set_device(b)
+        there = getattr(b[0], 'device', None) == next(self.model.parameters()).device
+        return b if there else super()._set_device(b)
 
 # %% ../../nbs/method/learner.ipynb #52c4a46d
 def keep_memory() -> None:

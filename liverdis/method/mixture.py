@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from matplotlib.figure import Figure
 
 from ..core import CLASS_COLOURS
-from .data import TensorROI
+from .data import TensorROI, n_made
 from .disentangle import Disentangler, classifier_learner, encode
 from .learner import RoiLearner
 from ..settings import Settings
@@ -162,7 +162,7 @@ class SyntheticImages(Callback):
         x, y, self.n_real = self.x, self.y, len(self.x)
         targets = F.one_hot(y, self.dls.c).to(x.dtype)
         if self.learn.pct_train < self.until:
-            n = round(self.share * len(x))
+            n = n_made(self.share, len(x))
             images, w = self.make(x[:n], y[:n])
             x, targets = torch.cat([x, images]), torch.cat([targets, w])
         self.learn.xb, self.learn.yb = (x,), (targets,)

@@ -186,6 +186,8 @@ class _TakesThePlace(Callback):
 class WeightAverage(_TakesThePlace):
     "Validates, keeps and ends with the exponential moving average of the weights (Morales-Brotons et al., TMLR 2024)."
 
+    order = -1  # what is averaged is copied before others hook on to it
+
     def __init__(
         self,
         decay: float = 0.99,  # share of the old average that each step keeps
@@ -195,12 +197,13 @@ class WeightAverage(_TakesThePlace):
     def before_fit(self) -> None:
         "Begin an average, unless one goes on; `lr_find` has none."
         self.run = not hasattr(self.learn, 'lr_finder')
-        if self.run and self.average is None:
+        if self.run:
             self._begin()
 
     def _begin(self):
-        ema = get_ema_multi_avg_fn(self.decay)
-        self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
+        if self.average is None:
+            ema = get_ema_multi_avg_fn(self.decay)
+            self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
 
     def after_step(self) -> None:
         "One step of the average."

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fastai.callback.training import CastToTensor
 from torch import nn
 
+from .data import n_made
 from .disentangle import Disentangler, swap
 from .learner import Hooked
 from .mixture import CodeBank, MixtureLabels, ProportionSampler, mixing_proportions
@@ -148,7 +149,7 @@ class CodeMixtures(Hooked):
         if not encoder.training or self.learn.pct_train >= self.until:
             return codes
         made, targets = self.make(codes, self._labels)
-        n = round(self.share * len(codes))
+        n = n_made(self.share, len(codes))
         self.learn.yb = (torch.cat([self.yb[0], targets[:n]]),)
         return torch.cat([codes, made[:n]])
 

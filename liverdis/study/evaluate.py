@@ -41,12 +41,21 @@ def _check_rows(df: pd.DataFrame, name: str) -> None:
     classes = classes_of(df)
     if missing := [c for c in PREDICTION_COLUMNS if c not in df and c not in PROBABILITIES]:
         raise InputError(f"{name}: no column {', '.join(missing)}")
+    if not classes:
+        raise InputError(f"{name}: no column of probabilities; it has one a class: {', '.join(PROBABILITIES)}")
     for column in ('label', 'predicted'):
         if bad := sorted(set(df[column].astype(str)) - set(classes)):
             raise InputError(f"{name}: {column} '{bad[0]}' is none of {', '.join(classes)}")
-    off = ~((df[[f'p_{c}' for c in classes]].sum(axis=1, skipna=False) - 1).abs() <= 1e-3)
-    if off.any():
-        raise InputError(f'{name}: the probabilities of case {df.case_id[off].iloc[0]} do not add up to 1')
+    p = df[[f'p_{c}' for c in classes]].to_numpy(float)
+    of_predicted = p[np.arange(len(df)), [classes.index(c) for c in df.predicted]]
+    wrong = {
+        'do not add up to 1': ~(np.abs(p.sum(axis=1) - 1) <= 1e-3),  # NaN counts as wrong
+        'are not between 0 and 1': ((p < 0) | (p > 1)).any(axis=1),
+        'are not largest for the class that is predicted': of_predicted < p.max(axis=1) - 1e-3,  # they are rounded
+    }
+    for what, rows in wrong.items():
+        if rows.any():
+            raise InputError(f'{name}: the probabilities of case {df.case_id[rows].iloc[0]} {what}')
 
 # %% ../../nbs/study/evaluate.ipynb #dad632a3
 def _check_folds(df: pd.DataFrame, name: str) -> None:

@@ -98,17 +98,24 @@ class _Fold:
 # %% ../../nbs/study/experiment.ipynb #37ac4e3a
 def _arm_fold(run: Run, task: Task, fold: _Fold, seed: int, settings: Settings) -> ArmFold:
     def stored(kind):
+        if kind != 'oracle' and kind not in _done_before(run.graph, task.kind):
+            raise InputError(f"'{task.kind}' uses '{kind}' without saying so: name it, as in @arm(needs='{kind}')")
         network = run.oracle() if kind == 'oracle' else run.network(dataclasses.replace(task, kind=kind))
         return network.to(fold.device)
 
     return ArmFold(settings, seed, fold.dataloaders, stored)
 
 
+def _done_before(graph: dict[str, tuple[str, ...]], kind: str) -> set[str]:
+    "The tasks that one waits for, and those that these wait for."
+    return set(graph[kind]).union(*(_done_before(graph, need) for need in graph[kind]))
+
+
 def _learner(run: Run, task: Task, fold: _Fold, seed: int) -> Learner:
     if task.kind == 'swap_classifier':
         return classifier_learner(fold.dataloaders(run.settings), run.settings)
-    maker = GENERATORS.get(task.kind) or ARMS[task.kind]
-    return maker.learner(_arm_fold(run, task, fold, seed, _settings(run, task)))
+    given = _arm_fold(run, task, fold, seed, _settings(run, task))
+    return GENERATORS[task.kind].learner(given) if task.kind in GENERATORS else ARMS[task.kind].make(given)
 
 
 def _settings(run: Run, task: Task) -> Settings:

@@ -11,11 +11,13 @@ __all__ = ['MEASURES', 'R_SENSITIVITY', 'PRESET_NOTES', 'RunFiles', 'read_run', 
 import base64
 import io
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -50,7 +52,7 @@ from liverdis.study.report_figures import (
     hardest,
     histories,
 )
-from .run import read_results
+from .run import WRITE_AGAIN, read_results
 
 # %% ../../nbs/study/report.ipynb #3cdfaf0b
 @dataclass(frozen=True, eq=False)
@@ -68,28 +70,44 @@ def _check_agreement(folder: Path, results: dict[str, Any], predictions: pd.Data
     for fold in results['folds']:
         for arm in arms_of(predictions):
             accuracy = counted.get((fold['repeat'], fold['fold'], arm), np.nan)
-            if not abs(accuracy - fold[arm]['accuracy']) < 1e-6:  # NaN counts as different
+            if not abs(accuracy - fold.get(arm, {}).get('accuracy', np.nan)) < 1e-6:  # NaN counts as different
                 raise InputError(
-                    f"{folder}: results.json and predictions.csv disagree on {arm}, repeat {fold['repeat']}, "
-                    f"fold {fold['fold']}: somebody changed one of them; run again"
+                    f"{folder}: results.json and predictions.csv disagree on {arm}, repeat {fold['repeat']}, fold "
+                    f"{fold['fold']}; somebody changed one of them: delete both, and the same command writes them again"
                 )
 
 # %% ../../nbs/study/report.ipynb #bd18db6d
+def _read_predictions(path: Path) -> pd.DataFrame:
+    "The predictions of a run. `InputError` that says what to do."
+    try:
+        return read_predictions(path)
+    except InputError as e:
+        raise InputError(f'{path.parent}: {e}: {WRITE_AGAIN}') from None
+
+
+def _read_figures(path: Path) -> dict[str, np.ndarray]:
+    "The arrays of `figures.npz`; none without the file. `InputError` if it is damaged."
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (EOFError, ValueError, BadZipFile, zlib.error):
+        raise InputError(f'{path}: is empty or damaged: {WRITE_AGAIN}') from None
+
+
 def read_run(
     folder: str | Path,  # of a run
 ) -> RunFiles:
-    "The files of a finished run. Raises `InputError` if one is missing or two disagree."
+    "The files of a finished run. Raises `InputError` if one is missing or damaged, or two disagree."
     folder = Path(folder)
     for name in ('results.json', 'predictions.csv'):
         if not (folder / name).exists():
             raise InputError(f"{folder}: no {name}: let 'liverdis reproduce --out {folder}' finish first")
     results = read_results(folder)
-    predictions = read_predictions(folder / 'predictions.csv')
+    predictions = _read_predictions(folder / 'predictions.csv')
     _check_agreement(folder, results, predictions)
-    if not (folder / 'figures.npz').exists():
-        return RunFiles(results, predictions, {})
-    with np.load(folder / 'figures.npz') as arrays:
-        return RunFiles(results, predictions, dict(arrays))
+    return RunFiles(results, predictions, _read_figures(folder / 'figures.npz'))
 
 # %% ../../nbs/study/report.ipynb #26756feb
 MEASURES = {
@@ -270,24 +288,24 @@ def main_pair(
 def answer(
     results: dict[str, Any],  # results.json
 ) -> str:
-    "The result of a run in one sentence."
-    right = {arm: f'{100 * v["accuracy_pooled"]:.1f} %' for arm, v in results['summary']['arms'].items()}
+    "The result of a run in one sentence; accuracies are means of folds, as the difference is."
+    right = {arm: f'{100 * v["accuracy_mean"]:.1f} %' for arm, v in results['summary']['arms'].items()}
     n, (arm, against) = sum(results['summary']['cases'].values()), main_pair(results)
     if not against:
-        return f'{arm} is right in {right[arm]} of {n} cases; no other arm was run to compare it with.'
+        return f'{arm} is right in {right[arm]} of {n} cases (mean of folds); no other arm was run to compare it with.'
     verdict = results['summary']['comparisons'][against][arm]['verdict']
     words = _IN_WORDS[verdict].format(arm=arm, against=against)
-    return f'Of {n} cases, {arm} is right in {right[arm]} and {against} in {right[against]}: {words}.'
+    return f'Of {n} cases, {arm} is right in {right[arm]} and {against} in {right[against]} (means of folds): {words}.'
 
 # %% ../../nbs/study/report.ipynb #b33f582c
 def short_table(
     results: dict[str, Any],  # results.json
 ) -> pd.DataFrame:  # text; a row an arm
-    "Accuracy of every arm, and its difference from the first reference."
+    "Accuracy of every arm, mean of folds, and its difference from the first reference."
     against, rows = _first_reference(results), {}
     compared = results['summary']['comparisons'].get(against, {})
     for arm, values in results['summary']['arms'].items():
-        row, rows[arm] = compared.get(arm), {'accuracy, %': f'{100 * values["accuracy_pooled"]:.1f}'}
+        row, rows[arm] = compared.get(arm), {'accuracy, %': f'{100 * values["accuracy_mean"]:.1f}'}
         if against:
             rows[arm][f'minus {against}, points'] = points(row['difference']) if row else ''
             rows[arm]['95 % CI'] = _range(row) if row and _has_interval(row) else ''

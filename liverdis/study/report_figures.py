@@ -7,7 +7,6 @@ __all__ = ['draw_folds', 'draw_confusions', 'draw_reliability', 'hardest', 'case
            'draw_curves']
 
 # %% ../../nbs/study/report_figures.ipynb #3db27d92
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ..cohort.roi import RoiFile
 from ..core import CLASS_COLOURS, read_cases, show_framed
 from ..settings import Settings
 from .evaluate import confusion, draw_confusion, reliability
+from .run import TaskRecords
 
 # %% ../../nbs/study/report_figures.ipynb #79e534fd
 _DOTS = '#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00'.split()  # colours that a colour-blind reader tells apart
@@ -137,10 +137,9 @@ def draw_hardest(
 def histories(
     folder: str | Path,  # of a run
 ) -> dict[str, list[pd.DataFrame]]:  # kind of task to one history a fit; empty if the run's records are not there
-    "What the fits of a run recorded, epoch by epoch."
+    "What the fits of a run recorded, epoch by epoch. `InputError` if a record is damaged."
     found: dict[str, list[pd.DataFrame]] = {}
-    for path in sorted(Path(folder).glob('weights/*.json')):
-        record = json.loads(path.read_text())
+    for record in TaskRecords(folder).records():
         if record.get('history'):
             found.setdefault(record['task']['kind'], []).append(pd.DataFrame(record['history']))
     return found

@@ -30,7 +30,7 @@ from ..settings import ImageSettings, NetworkSettings, Settings, names_of, prese
 from .evaluate import check_predictions
 from .experiment import check_machine, finish_runs, open_run, reproduce
 from .paper import PAPER_ARMS
-from .run import Run, Task, pick_device, read_results, seconds_spent
+from .run import Run, Task, check_sizes, pick_device, read_results, seconds_spent, task_graph
 
 # %% ../../nbs/study/studies.ipynb #2960186f
 _PositiveInt = Annotated[int, Field(gt=0)]
@@ -48,7 +48,7 @@ class Study:
     phantom_seed: _Seed | None = None  # of the cohort; None is the embedded one
     settings: dict[str, Any] = field(default_factory=dict)  # what differs from the preset
     sweep: dict[str, list[Any]] = field(default_factory=dict)  # setting to further values, one at a time
-    train_cases: tuple[_PositiveInt, ...] = ()  # learning curve: train on so many cases of another phantom
+    train_cases: tuple[_PositiveInt, ...] = ()  # learning curve: train and validate on so many of another phantom
     more_cohorts: tuple[_Seed, ...] = ()  # seeds of further phantoms, each a cohort of its own
     oracle: bool = False  # judge swaps with a classifier trained on many other lesions
 
@@ -79,7 +79,7 @@ class Variant:
 
     name: str  # '' for the study itself, else 'setting=value'
     settings: Settings
-    train_cases: int | None = None  # of another phantom; None cross-validates
+    train_cases: int | None = None  # of another phantom, validation among them; None cross-validates
     phantom_seed: int | None = None  # of the cohort; None is that of the study
 
 
@@ -144,7 +144,7 @@ def with_pool(
 
 # %% ../../nbs/study/studies.ipynb #c81fece0
 def _drawn(pool: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    "About `n` cases of the pool, whole patients in random order, classes as in the pool."
+    "About `n` cases of the pool in a random order of patients, classes as in the pool."
     order = np.random.default_rng(seed).permutation(pool.patient_id.unique())
     cases = pool.set_index('patient_id').loc[order].reset_index()
     return cases[cases.groupby('label').cumcount() < n * cases.groupby('label').label.transform('size') / len(cases)]
@@ -334,6 +334,8 @@ def run_study(
     arms = with_own_arms(study.arms, arms_file)
     check_machine(device, scheduler)
     check_seeds(study)
+    for v in variants(study):
+        check_sizes(v.settings, task_graph(arms))
     cores = jobs or cpu_count()
     inputs = _inputs(study, folder, variants(study)[0].settings, cores)
     told = lambda name: (lambda *args: on_progress(name, *args)) if on_progress else None

@@ -66,6 +66,9 @@ def _cannot_use(e: OSError) -> str:
     return f'{where}: {cause.strerror}: make room or choose another folder; nothing is half-written'
 
 # %% ../../nbs/use/cli.ipynb #eeed6f65
+_CONTINUED = ('reproduce', 'study', 'ingest')
+
+
 class _OneLine(TyperGroup):
     "Input errors and folders that cannot be used as one line and exit code 2; Ctrl-C or SIGTERM as exit code 130."
 
@@ -78,7 +81,8 @@ class _OneLine(TyperGroup):
         except OSError as e:
             code, line = 2, f'liverdis: {_cannot_use(e)}'
         except KeyboardInterrupt:
-            code, line = 130, 'liverdis: stopped; the same command continues the run'
+            goes_on = '; the same command continues' if ctx.invoked_subcommand in _CONTINUED else ''
+            code, line = 130, f'liverdis: stopped{goes_on}'
         print(line, file=sys.stderr)
         raise typer.Exit(code)
 
@@ -187,7 +191,10 @@ _DeviceOption = Annotated[str | None, typer.Option(help='cpu, cuda or mps', show
 _RepeatsOption = Annotated[
     int, typer.Option(min=1, help='cross-validations, each with its own folds; a larger number extends the run')
 ]
-_SeedOption = Annotated[int, typer.Option(min=0, help='seed of folds, weights, order, augmentation and mixtures')]
+_SeedOption = Annotated[
+    int | None,
+    typer.Option(min=0, help='seed of folds, weights, order, augmentation and mixtures', show_default='0'),
+]
 _JobsOption = Annotated[
     int | None, typer.Option(min=1, help='processes side by side', show_default='as many as fill the cores')
 ]
@@ -233,12 +240,17 @@ def _value(text: str) -> Any:
         return text
 
 
-def _changes(given: list[str] | None) -> dict[str, Any]:
-    "The settings that `--set` changes. `InputError` for one without a value."
+def _changes(given: list[str] | None, **of_options: Any) -> dict[str, Any]:
+    "The settings that options and `--set` change. `InputError` for one without a value, or with two."
+    changed = {name: value for name, value in of_options.items() if value is not None}
     for item in given or []:
-        if '=' not in item:
+        name, equals, text = item.partition('=')
+        if not equals:
             raise InputError(f"--set {item}: write NAME=VALUE, for example --set lam=-0.1")
-    return {name: _value(text) for name, _, text in (item.partition('=') for item in given or [])}
+        if name in changed:
+            raise InputError(f"--set {item}: '{name}' is given twice; leave one out")
+        changed[name] = _value(text)
+    return changed
 
 
 def _chosen_arms(given: list[str] | None) -> tuple[list[str], str | None]:
@@ -288,7 +300,7 @@ def reproduce(
     preset: _PresetOption = 'demo',
     out: _RunOption = None,
     repeats: _RepeatsOption = 1,
-    seed: _SeedOption = 0,
+    seed: _SeedOption = None,
     folds: _FoldsOption = None,
     classes: _ClassesOption = None,
     jobs: _JobsOption = None,
@@ -301,9 +313,11 @@ def reproduce(
     from liverdis import settings
     from liverdis.study import experiment
     from liverdis.study.paper import PAPER_ARMS
+    from liverdis.study.run import check_sizes, task_graph
 
     _check_device(device, scheduler)
-    s = settings.preset(preset, **{'seed': seed, **({'n_folds': folds} if folds else {}), **_changes(changes)})
+    s = settings.preset(preset, **_changes(changes, seed=seed, n_folds=folds))
+    check_sizes(s, task_graph())
     out, (names, file) = out or Path('runs') / preset, _chosen_arms(arms)
     how: dict[str, Any] = {'arms': [*PAPER_ARMS, *names], 'arms_file': file, 'scheduler': scheduler}
     lesions = _lesions(manifest, out / 'phantom', s.cohort, classes)
@@ -315,15 +329,13 @@ def reproduce(
     _report(out, results)
 
 # %% ../../nbs/use/cli.ipynb #75364131
-_SYNTHETIC = 'trained on synthetic lesions: says nothing about a patient'
-
-
 def _verdict(results: dict[str, Any]) -> list[str]:
     "What a run shows, in words, and what it cannot."
     from liverdis.study.report import PRESET_NOTES, comparisons
+    from liverdis.use.predict import SYNTHETIC
 
     said = [PRESET_NOTES['smoke']] if results.get('preset') == 'smoke' else comparisons(results)
-    return said + ([_SYNTHETIC] if results.get('data') == 'phantom' else [])
+    return said + ([SYNTHETIC] if results.get('data') == 'phantom' else [])
 
 # %% ../../nbs/use/cli.ipynb #7536413e
 def _report(out: Path, results: dict[str, Any]) -> None:
@@ -737,7 +749,10 @@ _FrameOption = Annotated[
 ]
 _AtOption = Annotated[
     tuple[int, int] | None,
-    typer.Option(metavar='ROW COL', help='a pixel of the lesion, counted from 0, if more is outlined on the slice'),
+    typer.Option(metavar='ROW COL', help='a pixel of the lesion, counted from 0, if others are outlined on the slice'),
+]
+_WholeOption = Annotated[
+    bool, typer.Option('--whole', help='all that is outlined on the slice is one lesion, which shows in several parts')
 ]
 _FigureOption = Annotated[
     Path | None, typer.Option(help='picture to write: slice, look-map, probabilities, neighbours (png, pdf or svg)')
@@ -748,10 +763,16 @@ _DicomOption = Annotated[
 ]
 
 # %% ../../nbs/use/cli.ipynb #fbc748e3
-def _check_figure(path: Path | None) -> None:
-    "`InputError` for a picture in a format that nothing writes."
-    if path and path.suffix.lower() not in ('.png', '.pdf', '.svg'):
-        raise InputError(f'--figure {path}: give a name that ends in .png, .pdf or .svg')
+def _check_outputs(image: Path, annotation: Path, figure: Path | None, dicom: Path | None) -> None:
+    "`InputError` for a file that cannot be written, or would replace what was asked about."
+    from liverdis.use.structured_report import check_report
+
+    if figure and figure.suffix.lower() not in ('.png', '.pdf', '.svg'):
+        raise InputError(f'--figure {figure}: give a name that ends in .png, .pdf or .svg')
+    if figure and figure.resolve() in (image.resolve(), annotation.resolve()):
+        raise InputError(f'--figure {figure}: is the image or the outline, and would replace it; give another name')
+    if dicom:
+        check_report(image, dicom)
 
 # %% ../../nbs/use/cli.ipynb #12da7b8c
 @app.command()
@@ -762,7 +783,10 @@ def predict(
     segment: _SegmentOption = '',
     frame: _FrameOption = None,
     at: _AtOption = None,
-    arm: Annotated[str, typer.Option(help='whose classifiers answer: an arm of the run')] = 'proposed',
+    whole: _WholeOption = False,
+    arm: Annotated[
+        str, typer.Option(help='whose classifiers answer: an arm of the run, or swap_classifier')
+    ] = 'proposed',
     arms: _OwnArmsOption = None,
     figure: _FigureOption = None,
     dicom: _DicomOption = None,
@@ -775,37 +799,34 @@ def predict(
     from liverdis.use.figures import write_picture
     from liverdis.use.structured_report import write_structured_report
 
-    _check_figure(figure)
+    _check_outputs(image, annotation, figure, dicom)
     if arms:
         load_arms(arms)
-    answer = p.predict(run, image, annotation, segment, arm, frame, at)
+    answer = p.predict(run, image, annotation, segment, arm, frame, at, whole)
     why = p.explain(run, answer, arm)
     if as_json:
         print(json.dumps(p.as_json(answer, why), allow_nan=False, indent=1))
     else:
-        _say_prediction(answer, why, arm, trained_on=Run(run).info.get('data', ''))
+        _say_prediction(answer, why)
     if figure:
         write_picture(p.draw_evidence(answer, why, Run(run).settings), figure, dpi=120)
     if dicom:
-        write_structured_report(answer, image, dicom, frame)
+        write_structured_report(answer, dicom, why)
         print(f'{dicom}: names the patient as {image} does', file=sys.stderr)
 
 # %% ../../nbs/use/cli.ipynb #0b0046a7
-def _say_prediction(answer: 'Prediction', why: 'Explanation', arm: str, trained_on: str) -> None:
-    "Print probabilities with their spread, notes, neighbours and notice."
-    from liverdis.use.predict import notice
+def _say_prediction(answer: 'Prediction', why: 'Explanation') -> None:
+    "Print probabilities with their spread, neighbours, and all that a reader should know."
+    from liverdis.use.predict import cautions
 
     spread = answer.probabilities.agg(['mean', 'min', 'max']).T
     _say('lesion: ' + ', '.join(f'{word} {value}' for word, value in answer.lesion.items() if value not in ('', None)))
-    _say_table(spread, f'probability over {len(answer.probabilities)} {arm} classifiers')
-    for note in answer.notes:
-        _say(f'note: {note}')
+    _say_table(spread, f'probability over {len(answer.probabilities)} {answer.trained["arm"]} classifiers')
     if why.neighbours:
         near = [f'{case.label} {case.case_id}' for case in why.neighbours.cases.itertuples()]
         _say('nearest training lesions by c: ' + ', '.join(near))
-        _say(notice(why))
-    if trained_on == 'phantom':
-        _say(_SYNTHETIC)
+    for caution in cautions(answer, why):
+        _say(f'note: {caution}')
 
 # %% ../../nbs/use/cli.ipynb #e048068d
 @app.command()
@@ -819,17 +840,11 @@ def explore(
     browser: Annotated[bool, typer.Option(help='open the page, or only print its address')] = True,
 ) -> None:
     "Swap codes, mix, retrieve and look at what was trained, in a browser (needs the extra explore). Ctrl-C ends it."
-    import webbrowser
-
     from liverdis.use.explore import serve
 
-    def ready(address: str) -> None:
-        _say(f'{address}\nfor this machine alone; Ctrl-C ends it')
-        if browser:
-            webbrowser.open(address)
-
+    tell = lambda address: _say(f'{address}\nfor this machine alone; Ctrl-C ends it')
     with suppress(KeyboardInterrupt):
-        serve(run, fold, repeat - 1, port, ready)
+        serve(run, fold, repeat - 1, port, tell, browser)
 
 # %% ../../nbs/use/cli.ipynb #2ccdd21b
 @app.command()

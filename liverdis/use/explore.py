@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import webbrowser
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -382,11 +383,13 @@ def explore(
     return widgets.VBox([widgets.HTML(about), widgets.Tab(list(tabs.values()), titles=list(tabs))])
 
 # %% ../../nbs/use/explore.ipynb #6f882d15
-def _free_port() -> int:
-    "A port that nobody listens on."
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+def _free_port(wanted: int = 0) -> int:
+    "A port that nobody listens on: the wanted one, or any. `InputError` if it cannot be had."
+    try:
+        with socket.create_server(('127.0.0.1', wanted)) as s:
+            return s.getsockname()[1]
+    except OSError as e:
+        raise InputError(f'explore: nothing can listen on port {wanted}; free the port or choose another') from e
 
 
 def _notebook(source: str) -> str:
@@ -412,10 +415,18 @@ def _write_page(folder: Path, source: str, token: str) -> Path:
     write_atomic(folder / 'voila/templates/liverdis/conf.json', json.dumps({'base_template': 'lab'}))
     return folder / 'liverdis.ipynb'
 
+
+def _open_in_browser(address: str, folder: Path) -> None:
+    "Open a page that leads to the address, which the command line of a browser would show to all."
+    lead = f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><a href="{address}">explore</a>'
+    write_atomic(page := folder / 'open.html', lead, private=True)
+    webbrowser.open(page.as_uri())
+
 # %% ../../nbs/use/explore.ipynb #51d8e1f1
 def _start(page: Path, port: int) -> subprocess.Popen:
     "Voilà on this machine alone."
     options = ['--Voila.ip=127.0.0.1', f'--port={port}', '--no-browser', '--Voila.log_level=ERROR']
+    options.append('--Voila.port_retries=0')  # or it serves on another, and who listens here is told the token
     found = os.pathsep.join(filter(None, [str(page.parent), os.environ.get('JUPYTER_PATH')]))
     environment = {**os.environ, 'JUPYTER_CONFIG_PATH': str(page.parent), 'JUPYTER_PATH': found}
     return subprocess.Popen([sys.executable, '-m', 'voila', str(page), *options], env=environment)
@@ -438,18 +449,21 @@ def serve(
     repeat: int = 0,
     port: int | None = None,  # None: a free one
     ready: Callable[[str], Any] = print,  # told the address once the server listens
+    browser: bool = False,  # open the page, too
 ) -> None:
     "Show `explore` in a browser, on 127.0.0.1 behind a token, until interrupted. Raises `InputError`."
     if not importlib.util.find_spec('voila'):
         raise InputError("voila is not installed; install it with: pip install 'liverdis[explore]'")
     open_fold(run, fold, repeat)  # what is wrong with the run is said here, not in the browser
-    port, token = port or _free_port(), secrets.token_urlsafe(24)
+    port, token = _free_port(port or 0), secrets.token_urlsafe(24)
     source = f'from liverdis.use.explore import explore\n\nexplore({str(Path(run).resolve())!r}, {fold}, {repeat})'
     with tempfile.TemporaryDirectory(prefix='liverdis-') as folder:
         server = _start(_write_page(Path(folder), source, token), port)
         try:
             _wait(server, port)
-            ready(f'http://127.0.0.1:{port}/?token={token}')
+            ready(address := f'http://127.0.0.1:{port}/?token={token}')
+            if browser:
+                _open_in_browser(address, Path(folder))
             server.wait()
         finally:
             server.terminate()  # voila ends its kernels; Ctrl-C it may have been told to ignore, as by `nohup`

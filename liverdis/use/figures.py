@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
 from ..core import CLASS_COLOURS, InputError, show_framed, write_atomic
-from ..settings import Settings
+from ..settings import Settings, settings_from_dict
 from ..study.evaluate import arms_of, confusion
 from ..study.report import RunFiles, paper_pictures, read_run, table2
+from ..study.run import Task, TaskRecords
 from .retrieval import nearest
 from .swaps import draw_bar, mixture, swap_grid
 from .trained import TrainedFold, open_fold
@@ -159,12 +160,12 @@ CLAIMS = {
 # %% ../../nbs/use/figures.ipynb #bf9dbf40
 def _drawings(run: str | Path, files: RunFiles) -> dict[str, Callable[[], Figure]]:
     "What a run can draw, by name."
-    draw = paper_pictures(files)
-    try:
-        fold = open_fold(run)
-    except InputError:
+    settings = settings_from_dict(files.results['settings'])
+    draw = {**paper_pictures(files), 'fig2': lambda: fig2(settings)}
+    if not TaskRecords(run).done(Task(0, 1, 'disentangle')):
         return draw
-    return draw | {'fig1': lambda: fig1(fold), 'fig2': lambda: fig2(fold.run.settings), 'fig4': lambda: fig4(fold)}
+    fold = open_fold(run)
+    return draw | {'fig1': lambda: fig1(fold), 'fig4': lambda: fig4(fold)}
 
 
 def _tables(files: RunFiles) -> dict[str, pd.DataFrame]:
@@ -220,7 +221,6 @@ def write_figures(
     if form not in ('pdf', 'svg', 'png'):
         raise InputError(f"format '{form}': give pdf, svg or png")
     files, out = read_run(run), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     drawings = _drawings(run, files)
     texts: dict[str, str] = {}
     for name in sorted(drawings):

@@ -291,7 +291,9 @@ def _step_mm(ds: Dataset, path: str | Path, stack: SliceStack) -> float | None:
     steps = steps[steps > SAME_PLACE_MM]
     least = float(steps.min(initial=np.inf))
     if stated := _stated_step_mm(ds, path):
-        return min(stated, least)
+        step = min(stated, least)
+        left_out = step > stack.step_mm + SAME_PLACE_MM and _names_slices(ds, stack)
+        return None if left_out else step
     even = np.count_nonzero(steps < least + SAME_PLACE_MM) > 1
     return least if even and not _names_slices(ds, stack) else None
 
