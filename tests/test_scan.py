@@ -19,7 +19,7 @@ from pydicom.uid import JPEGBaseline8Bit
 from liverdis.cohort.annotation.readers import read_structures
 from liverdis.cohort.archives import source_folder
 from liverdis.cohort.case_files import IngestOptions
-from liverdis.cohort.ct import CTSlice, read_hu, read_slice, upright, volume_headers, write_slice
+from liverdis.cohort.ct import CTSlice, Plane, read_hu, read_slice, upright, volume_headers, write_slice
 from liverdis.cohort.deidentify import identifying_words, load_key, public_text
 from liverdis.cohort.ingest import ingest
 from liverdis.cohort.labels import LabelRules
@@ -1212,3 +1212,12 @@ def test_a_sheared_volume_may_have_both_of_its_forms(tmp_path):
         image.to_filename(tmp_path / f'src/{name}.nii')
     table, _ = measured(tmp_path / 'src')
     assert len(table) == 1
+
+
+def test_noise_at_45_degrees_turns_no_slice_around():
+    "The normal of a slice is turned to the head for axial series; slices of one stack must not differ in that"
+    tilted = [(1, 0, 0, 0, -y, z) for y, z in ((0.70711, 0.70710), (0.70710, 0.70711))]
+    normals = [Plane(shape=(4, 4), spacing_mm=(1, 1), orientation=o).axes[:, 2] for o in tilted]
+    assert np.dot(*normals) > 0.99
+    mirrored = Plane(shape=(4, 4), spacing_mm=(1, 1), orientation=(1, 0, 0, 0, -1, 0)).axes[:, 2]
+    assert mirrored.tolist() == [0, 0, 1]

@@ -45,7 +45,8 @@ def _axes(orientation: tuple, spacing_mm: tuple) -> np.ndarray:
     "Columns of the equation in PS3.3, C.7.6.2.1.1: one row down, one column on, one mm along the normal."
     along, down = np.array(orientation).reshape(2, 3)
     normal = np.cross(along, down)
-    if -normal[2] > np.abs(normal[:2]).max():  # of mirrored axial slices, it points to the foot
+    x, y, z = normal.round(3)  # at 45 degrees, noise in the header must not tell slices of a stack apart
+    if -z > max(abs(x), abs(y)):  # of mirrored axial slices, it points to the foot
         normal = -normal
     axes = np.stack([down * spacing_mm[0], along * spacing_mm[1], normal], 1)
     axes.flags.writeable = False

@@ -431,7 +431,7 @@ def _is_another(
 def _differ(
     readings: list[SeriesReading],  # of all series on which the structure lies
     structure: Named,
-) -> str:  # '' if the numbers hold for all of them, or nothing hangs on them
+) -> str:  # '' if the numbers hold for all of them, or no rule goes by one
     "Which lesion's number, by which a rule labels, is not known to be one lesion on all series."
     if not any(_by_number(readings[0].labeller, lesion) for lesion in _places_now(readings, structure)):
         return ''

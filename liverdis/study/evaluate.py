@@ -46,10 +46,10 @@ def _check_rows(df: pd.DataFrame, name: str) -> None:
     for column in ('label', 'predicted'):
         if bad := sorted(set(df[column].astype(str)) - set(classes)):
             raise InputError(f"{name}: {column} '{bad[0]}' is none of {', '.join(classes)}")
-    p = df[[f'p_{c}' for c in classes]].to_numpy(float)
+    p = df[[f'p_{c}' for c in classes]].apply(pd.to_numeric, errors='coerce').to_numpy(float)
     of_predicted = p[np.arange(len(df)), [classes.index(c) for c in df.predicted]]
     wrong = {
-        'do not add up to 1': ~(np.abs(p.sum(axis=1) - 1) <= 1e-3),  # NaN counts as wrong
+        'do not add up to 1': ~(np.abs(p.sum(axis=1) - 1) <= 1e-3),  # NaN, or text, counts as wrong
         'are not between 0 and 1': ((p < 0) | (p > 1)).any(axis=1),
         'are not largest for the class that is predicted': of_predicted < p.max(axis=1) - 1e-3,  # they are rounded
     }

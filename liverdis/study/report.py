@@ -73,7 +73,8 @@ def _check_agreement(folder: Path, results: dict[str, Any], predictions: pd.Data
             if not abs(accuracy - fold.get(arm, {}).get('accuracy', np.nan)) < 1e-6:  # NaN counts as different
                 raise InputError(
                     f"{folder}: results.json and predictions.csv disagree on {arm}, repeat {fold['repeat']}, fold "
-                    f"{fold['fold']}; somebody changed one of them: delete both, and the same command writes them again"
+                    f"{fold['fold']}; somebody changed one of them: delete both, and the same command writes them "
+                    'again (the one that made the run)'
                 )
 
 # %% ../../nbs/study/report.ipynb #bd18db6d

@@ -159,7 +159,8 @@ def _read_json(path: Path, remedy: str, *keys: str) -> dict[str, Any]:
     return read
 
 # %% ../../nbs/study/run.ipynb #readres1
-WRITE_AGAIN = 'delete it, and the same command writes it again'  # what to do with a damaged file of results
+# what to do with a damaged file of results
+WRITE_AGAIN = 'delete it, and the same command writes it again (the one that made the run)'
 
 
 def read_results(

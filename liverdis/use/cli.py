@@ -769,8 +769,11 @@ def _check_outputs(image: Path, annotation: Path, figure: Path | None, dicom: Pa
 
     if figure and figure.suffix.lower() not in ('.png', '.pdf', '.svg'):
         raise InputError(f'--figure {figure}: give a name that ends in .png, .pdf or .svg')
-    if figure and figure.resolve() in (image.resolve(), annotation.resolve()):
-        raise InputError(f'--figure {figure}: is the image or the outline, and would replace it; give another name')
+    taken = [path.resolve() for path in (image, annotation, dicom) if path]
+    if figure and figure.resolve() in taken:
+        raise InputError(
+            f'--figure {figure}: is the image, the outline or the report, and would replace it; name another'
+        )
     if dicom:
         check_report(image, dicom)
 
