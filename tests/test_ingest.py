@@ -288,8 +288,8 @@ LYING = {  # how the image was turned, its orientation, and the pixel that becam
 
 @pytest.mark.parametrize(
     'kind,how',
-    [(kind, 'by half a turn') for kind in ('nifti', 'rtstruct', 'dicom-mask', 'seg')]
-    + [('dicom-mask', 'mirrored'), ('dicom-mask', 'on its side')],
+    [(kind, how) for how in ('by half a turn', 'mirrored') for kind in ('nifti', 'rtstruct', 'dicom-mask', 'seg')]
+    + [('dicom-mask', 'on its side')],
 )
 def test_slices_that_lie_turned_come_out_upright(real_lesion, from_masks, tmp_path, kind, how):
     "The real slices stored in other ways, pixels and geometry alike, give the regions of the slices as they were"
